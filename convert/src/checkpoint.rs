@@ -1,0 +1,1 @@
+//! Checkpoint files: PyTorch archives and safetensors, whole or in shards.

@@ -1,0 +1,126 @@
+//! A tensor whose bytes stay where they are: in a mapped file.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytemuck::AnyBitPattern;
+use memmap2::Mmap;
+
+use crate::GgmlType;
+
+/// The bytes behind one or more tensors.
+#[derive(Debug)]
+pub enum Bytes {
+    /// A mapped file, shared by all its tensors.
+    Mapped(Mmap),
+    /// Bytes in memory, in 8-byte words so that blocks are aligned; the length in bytes (for tests and small tables).
+    Owned(Vec<u64>, usize),
+}
+
+impl Bytes {
+    /// The bytes themselves.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(words, len) => &bytemuck::cast_slice(words)[..*len],
+        }
+    }
+}
+
+/// A named tensor of a GGUF file: a format, a shape and borrowed bytes. Cloning copies a pointer.
+///
+/// The shape is kept as GGUF has it, fastest dimension first; as a matrix it is [`rows`](Tensor::rows) ×
+/// [`cols`](Tensor::cols), `cols` being the fastest dimension (the inputs of a linear layer).
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    name: Arc<str>,
+    ty: GgmlType,
+    dims: Vec<usize>,
+    bytes: Arc<Bytes>,
+    range: Range<usize>,
+}
+
+impl Tensor {
+    /// A view of `range` of `bytes`; `None` unless the range lies inside and holds exactly `dims` of `ty`,
+    /// aligned for it.
+    pub fn new(name: &str, ty: GgmlType, dims: &[usize], bytes: Arc<Bytes>, range: Range<usize>) -> Option<Tensor> {
+        let rows = dims.iter().skip(1).try_fold(1usize, |a, &b| a.checked_mul(b))?;
+        let want = ty.row_bytes(*dims.first()?)?.checked_mul(rows)?;
+        let slice = bytes.as_slice().get(range.clone())?;
+        if slice.len() != want || slice.as_ptr() as usize % 4 != 0 {
+            return None;
+        }
+        Some(Tensor { name: name.into(), ty, dims: dims.to_vec(), bytes, range })
+    }
+
+    /// A tensor in memory, of `rows` × `cols`, holding `data` as `ty` already encodes it.
+    pub fn owned(name: &str, ty: GgmlType, dims: &[usize], data: &[u8]) -> Option<Tensor> {
+        let mut words = vec![0u64; data.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..data.len()].copy_from_slice(data);
+        Tensor::new(name, ty, dims, Arc::new(Bytes::Owned(words, data.len())), 0..data.len())
+    }
+
+    /// Its name in the file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its element format.
+    pub fn ty(&self) -> GgmlType {
+        self.ty
+    }
+
+    /// Its shape, fastest dimension first.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// Elements in a row: the fastest dimension.
+    pub fn cols(&self) -> usize {
+        self.dims[0]
+    }
+
+    /// Rows: the product of all other dimensions.
+    pub fn rows(&self) -> usize {
+        self.dims[1..].iter().product()
+    }
+
+    /// Elements altogether.
+    pub fn len(&self) -> usize {
+        self.rows() * self.cols()
+    }
+
+    /// Whether it has no element; never true for a tensor of a file.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.range.len() / self.rows().max(1)
+    }
+
+    /// All its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes.as_slice()[self.range.clone()]
+    }
+
+    /// The bytes of row `row`.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let n = self.row_bytes();
+        &self.bytes()[row * n..(row + 1) * n]
+    }
+
+    /// Its bytes as blocks of type `B`, or numbers. The caller names the block type that [`ty`](Tensor::ty) calls for.
+    ///
+    /// # Panics
+    /// When `B`'s size does not divide the tensor or its alignment exceeds 4: a bug of ours, never a property of a file.
+    pub fn blocks<B: AnyBitPattern>(&self) -> &[B] {
+        bytemuck::cast_slice(self.bytes())
+    }
+
+    /// The bytes that back it, and where in them it lies.
+    pub fn backing(&self) -> (&Arc<Bytes>, Range<usize>) {
+        (&self.bytes, self.range.clone())
+    }
+}

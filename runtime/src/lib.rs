@@ -1,0 +1,3 @@
+//! SPHINX models: a picture and text in, text out.
+
+pub mod vision;

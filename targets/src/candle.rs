@@ -1,0 +1,1 @@
+//! candle behind the same trait.

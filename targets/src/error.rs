@@ -1,0 +1,63 @@
+//! What can go wrong while computing.
+
+use sphinx_quant::{ErrorKind, GgmlType};
+
+/// Every failure of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Shapes that do not fit: the model and its file disagree, or a bug of ours.
+    #[error("{op}: {what}")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// Expected and found.
+        what: String,
+    },
+    /// The format is not one this operation takes.
+    #[error("{op}: tensor \"{tensor}\" is {ty}, which this operation does not take")]
+    Type {
+        /// The operation.
+        op: &'static str,
+        /// The tensor.
+        tensor: String,
+        /// Its format.
+        ty: GgmlType,
+    },
+    /// The device or its library failed.
+    #[error("{device}: {what}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What it said.
+        what: String,
+    },
+    /// A buffer does not fit into memory.
+    #[error("no memory for {bytes} bytes ({what})")]
+    Memory {
+        /// What was asked for.
+        bytes: usize,
+        /// What it was for.
+        what: &'static str,
+    },
+}
+
+impl TargetError {
+    /// What the error means for the caller.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            TargetError::Shape { .. } | TargetError::Type { .. } => ErrorKind::Invalid,
+            TargetError::Device { .. } => ErrorKind::Internal,
+            TargetError::Memory { .. } => ErrorKind::Budget,
+        }
+    }
+}
+
+#[cfg(feature = "candle")]
+impl From<candle_core::Error> for TargetError {
+    fn from(e: candle_core::Error) -> Self {
+        TargetError::Device { device: "candle".into(), what: e.to_string() }
+    }
+}
+
+/// Result of this crate.
+pub type Result<T, E = TargetError> = std::result::Result<T, E>;
