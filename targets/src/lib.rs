@@ -17,8 +17,7 @@ pub use error::{Result, TargetError};
 pub use shape::{Activation, After, AttendShape, Columns, KvShape, KvType, MapShape, Rope};
 
 /// A linear layer: `y = x · weightᵀ + bias`.
-#[derive(Debug)]
-pub struct Linear<T: Target + ?Sized> {
+pub struct Linear<T: Target> {
     /// `[out, in]`.
     pub weight: T::Matrix,
     /// `[out]`.
@@ -26,8 +25,7 @@ pub struct Linear<T: Target + ?Sized> {
 }
 
 /// A two-layer feed-forward part: `down(act(up(x)))`.
-#[derive(Debug)]
-pub struct Mlp<T: Target + ?Sized> {
+pub struct Mlp<T: Target> {
     /// First layer; for [`Activation::SiluGate`] it holds gate and up in one, `[2·hidden, in]`, gate first.
     pub up: Linear<T>,
     /// What stands between the layers.
