@@ -1,3 +1,12 @@
 //! SPHINX models: a picture and text in, text out.
+//!
+//! A model is two GGUF files. [`Sphinx::open`](sphinx::Sphinx::open) reads the language half and finds the vision half
+//! beside it; [`vision`] turns a picture into rows of the decoder's width, [`tokenizer`] turns text into ids, and a
+//! [`session`] runs both through the [`decoder`] and lets a [`sampler`] choose what comes next.
+//!
+//! Everything is written over [`sphinx_targets::Target`] and never sees a thread or a device.
 
+pub mod error;
 pub mod vision;
+
+pub use error::{Result, RuntimeError};
