@@ -1,1 +1,40 @@
-fn main() {}
+//! `sphinx`: converts SPHINX-X checkpoints and runs them.
+//!
+//! Arguments in, text out, no arithmetic: every command reads its arguments, calls a library crate and prints.
+
+mod arguments;
+mod commands;
+mod device;
+mod failure;
+mod progress;
+mod table;
+
+use std::process::ExitCode;
+
+use arguments::{Cli, Command};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    progress::start_logging(cli.verbose);
+    let result = match cli.command {
+        Command::Convert(a) => commands::convert::run(a, cli.no_progress),
+        Command::Quantize(a) => commands::quantize::run(a, cli.no_progress),
+        Command::Inspect(a) => commands::inspect::run(a),
+        Command::Verify(a) => commands::verify::run(a, cli.no_progress),
+        Command::Run(a) => commands::run::run(a, cli.verbose),
+        Command::Chat(a) => commands::chat::run(a, cli.verbose),
+        Command::Tokenize(a) => commands::tokenize::run(a),
+        Command::Embed(a) => commands::embed::run(a, cli.verbose),
+        Command::Logits(a) => commands::logits::run(a),
+        Command::Bench(a) => commands::bench::run(a),
+        Command::Synth(a) => commands::synth::run(a, cli.no_progress),
+        Command::Demo(a) => commands::demo::run(a, cli.no_progress, cli.verbose),
+        Command::Doctor(a) => commands::doctor::run(a),
+        Command::Completions(a) => commands::completions::run(a),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, cli.json_errors),
+    }
+}

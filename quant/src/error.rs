@@ -15,6 +15,8 @@ pub enum ErrorKind {
     Budget,
     /// A verification or gate failed (exit 6).
     Verify,
+    /// Stopped by the user (exit 130).
+    Interrupted,
     /// A bug of ours (exit 1).
     Internal,
 }

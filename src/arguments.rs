@@ -1,0 +1,502 @@
+//! The command line: names, defaults, help texts with examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::device::Device;
+
+/// Converts SPHINX-X checkpoints to 4/8-bit GGUF files and runs them: a picture and a question in, text out.
+#[derive(Debug, Parser)]
+#[command(name = "sphinx", version, max_term_width = 110, propagate_version = true)]
+#[command(after_help = "First steps:
+  sphinx demo                                    converts and runs a tiny random model; needs no file
+  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf    a checkpoint directory becomes two GGUF files
+  sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more on standard error; twice for still more.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// No progress bars.
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+    /// An error as one JSON object on standard error.
+    #[arg(long, global = true)]
+    pub json_errors: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Turn a PyTorch checkpoint directory into two GGUF files.
+    Convert(ConvertArgs),
+    /// Turn a GGUF file of either half into another precision.
+    Quantize(QuantizeArgs),
+    /// Show what a GGUF file, a checkpoint directory, or a .pth / .safetensors file holds.
+    Inspect(InspectArgs),
+    /// Check structure, checksums and numbers of a GGUF file, against its checkpoint if wanted.
+    Verify(VerifyArgs),
+    /// Ask one question, about a picture if one is given.
+    Run(RunArgs),
+    /// Hold a conversation: /image FILE, /clear, /stats, /save FILE, /quit.
+    Chat(ChatArgs),
+    /// Text to token ids, or ids to text.
+    Tokenize(TokenizeArgs),
+    /// Write the rows a picture becomes, and each stage on the way.
+    Embed(EmbedArgs),
+    /// Write the logits of a prompt.
+    Logits(LogitsArgs),
+    /// Measure load, encoding, prefill and decoding.
+    Bench(BenchArgs),
+    /// Write a random model of nano or true size, as a checkpoint directory or as GGUF.
+    Synth(SynthArgs),
+    /// Convert and run a tiny random model: needs no file and no network.
+    Demo(DemoArgs),
+    /// What this machine is, which kernels were chosen, how fast memory and disk are, what fits.
+    Doctor(DoctorArgs),
+    /// Completions for a shell, on standard output.
+    Completions(CompletionsArgs),
+}
+
+/// A size in bytes: `2GiB`, `2G`, `512M`, `65536`; the letters are powers of 1024.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1u64,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        other => return Err(format!("unknown unit {other:?}; use K, M, G or KiB, MiB, GiB")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("{digits:?} is no number; an example is 2GiB"))?;
+    let bytes = number * unit as f64;
+    if !(0.0..1e18).contains(&bytes) {
+        return Err("the size must lie between 0 and 10^18 bytes".into());
+    }
+    Ok(bytes as u64)
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("not a whole number".into()),
+    }
+}
+
+/// What every command that loads a model takes.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// The language half, NAME.gguf; mmproj-NAME.gguf is looked for beside it.
+    pub model: PathBuf,
+    /// The vision half, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+    /// What computes.
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: Device,
+    /// Threads; default: the cores this process may use.
+    #[arg(long, value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Positions to keep room for; default: the model's.
+    #[arg(long, value_parser = positive)]
+    pub context: Option<usize>,
+    /// Precision of the key/value cache; default f16, or f32 when the language weights are F32.
+    #[arg(long, value_enum)]
+    pub kv: Option<KvArg>,
+    /// Positions that go through the decoder together in prefill.
+    #[arg(long, value_name = "ROWS", default_value = "512", value_parser = positive)]
+    pub chunk: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvArg {
+    F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// How a reply is drawn.
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.1)]
+    pub temperature: f32,
+    /// Draw from the likeliest tokens that hold this much of the probability.
+    #[arg(long, default_value_t = 0.5)]
+    pub top_p: f32,
+    /// Longest reply, in tokens.
+    #[arg(long, default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// A text that ends the reply; may be given more than once, and replaces the template's own.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Replaces the system text of the template.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Send the text as it is, without the chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// Cut an over-long prompt at its beginning instead of refusing it.
+    #[arg(long)]
+    pub truncate: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf
+  sphinx convert SPHINX-Tiny-1k/ -o tiny-f16.gguf --quant F16 --vision-quant F16
+  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf --dry-run
+
+Writes tiny.gguf (the language model, which stock llama.cpp loads) and mmproj-tiny.gguf (the encoders).")]
+pub struct ConvertArgs {
+    /// Checkpoint directories; tensors of a later one replace those of an earlier one.
+    #[arg(required = true, value_name = "CHECKPOINT_DIR")]
+    pub inputs: Vec<PathBuf>,
+    /// The language half to write; the vision half is written beside it as mmproj-NAME.gguf.
+    #[arg(short, long, value_name = "NAME.gguf")]
+    pub output: PathBuf,
+    /// Precision of the language model: F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0.
+    #[arg(long, default_value = "Q4_K_M")]
+    pub quant: String,
+    /// Precision of the encoders: the same names.
+    #[arg(long, default_value = "Q8_0")]
+    pub vision_quant: String,
+    /// Your own mix of precisions (TOML), instead of --quant and --vision-quant.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["quant", "vision_quant"])]
+    pub recipe: Option<PathBuf>,
+    /// The variant, when meta.json is missing or wrong.
+    #[arg(long, value_name = "TYPE")]
+    pub llama_type: Option<String>,
+    /// Context length to record; default 4096.
+    #[arg(long, value_name = "N")]
+    pub context: Option<u32>,
+    /// Memory that the conversion may use.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
+    /// Threads that quantise; default: the cores this process may use. The result does not depend on it.
+    #[arg(long, value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Show what would be written and how large it gets; reads no tensor and writes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace files that exist.
+    #[arg(long)]
+    pub force: bool,
+    /// Unknown tensors and differing replicas are errors.
+    #[arg(long)]
+    pub strict: bool,
+    /// The report as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx quantize tiny-f16.gguf -o tiny-q4.gguf --quant Q4_K_M
+  sphinx quantize mmproj-tiny-f16.gguf -o mmproj-tiny-q4.gguf --quant Q8_0
+  sphinx quantize tiny-q4.gguf -o tiny-q4-as-f32.gguf --quant F32     the de-quantised weights")]
+pub struct QuantizeArgs {
+    /// A GGUF file of either half.
+    pub input: PathBuf,
+    /// The file to write.
+    #[arg(short, long, value_name = "OUT.gguf")]
+    pub output: PathBuf,
+    /// F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0.
+    #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub quant: Option<String>,
+    /// Your own mix of precisions (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Memory that the work may use.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
+    /// Threads; default: the cores this process may use.
+    #[arg(long, value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub force: bool,
+    /// The report as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx inspect tiny.gguf
+  sphinx inspect SPHINX-Tiny-1k/ --tensors
+  sphinx inspect tiny.gguf --with gguf-rs     the same file through an independent reader")]
+pub struct InspectArgs {
+    /// A GGUF file, a checkpoint directory, a .pth or a .safetensors file.
+    pub path: PathBuf,
+    /// List the tensors too.
+    #[arg(long)]
+    pub tensors: bool,
+    /// Which reader looks at a GGUF file.
+    #[arg(long, value_enum, default_value = "own")]
+    pub with: Reader,
+    /// As JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reader {
+    /// This project's reader.
+    Own,
+    /// The gguf-rs crate: a second opinion.
+    GgufRs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx verify tiny.gguf
+  sphinx verify tiny.gguf --against SPHINX-Tiny-1k/     error of every tensor")]
+pub struct VerifyArgs {
+    /// A GGUF file.
+    pub path: PathBuf,
+    /// The checkpoint it was made from: measures what quantisation cost, tensor by tensor.
+    #[arg(long, value_name = "CHECKPOINT_DIR")]
+    pub against: Option<PathBuf>,
+    /// Bytes after the last tensor are an error, not a warning.
+    #[arg(long)]
+    pub strict: bool,
+    /// As JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"
+  sphinx run tiny.gguf -p \"Name three rivers.\" --temperature 0
+  sphinx run tiny.gguf --image photo.jpg -p \"Describe it.\" -v      with the table of stages")]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A picture: PNG, JPEG, WebP, GIF (first frame) or BMP.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// The question.
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: String,
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+    /// The answer, its ids, timings and memory as one JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A picture to talk about.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx tokenize tiny.gguf \"What's in the image?\" --bos
+  sphinx tokenize tiny.gguf --decode 1,1724,29915")]
+pub struct TokenizeArgs {
+    /// A language GGUF file.
+    pub model: PathBuf,
+    /// The text; with --decode ids separated by commas. Control marks in it are plain text.
+    #[arg(allow_hyphen_values = true)]
+    pub text: String,
+    /// Put BOS in front.
+    #[arg(long)]
+    pub bos: bool,
+    /// The other way round: ids to text.
+    #[arg(long)]
+    pub decode: bool,
+    /// Which tokenizer works.
+    #[arg(long, value_enum, default_value = "own")]
+    pub with: TokenizerKind,
+    /// With --decode: the text as a JSON string.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TokenizerKind {
+    /// This project's encoder.
+    Own,
+    /// The tokenizers crate, built from the same pieces: a second opinion.
+    Tokenizers,
+}
+
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A picture.
+    #[arg(long, value_name = "FILE")]
+    pub image: PathBuf,
+    /// The safetensors file to write.
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx logits tiny.gguf -p \"What's in the image?\" --image photo.png -o logits.safetensors
+  sphinx logits tiny.gguf --tokens 1,1724,338 -o logits.safetensors")]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A picture.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Ids, used exactly as given.
+    #[arg(long, value_name = "IDS", value_delimiter = ',', required_unless_present = "prompt", conflicts_with = "prompt")]
+    pub tokens: Vec<u32>,
+    /// A question; the template and BOS are put around it.
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// With -p: the text as it is after BOS, without the chat template.
+    #[arg(long, requires = "prompt")]
+    pub raw: bool,
+    /// The safetensors file to write.
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx bench tiny.gguf
+  sphinx bench tiny.gguf --image photo.jpg --output json
+  sphinx bench tiny.gguf --cold --repeat 3")]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Random prompt ids.
+    #[arg(long, default_value = "512", value_parser = positive)]
+    pub prompt_tokens: usize,
+    /// Tokens decoded after the prompt.
+    #[arg(long, default_value = "64", value_parser = positive)]
+    pub gen_tokens: usize,
+    /// A picture to encode and put in front.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Repetitions; every figure is their median.
+    #[arg(long, default_value = "5", value_parser = positive)]
+    pub repeat: usize,
+    /// Drop the model from the page cache first, and do not warm up.
+    #[arg(long)]
+    pub cold: bool,
+    /// How the figures are written.
+    #[arg(long, value_enum, default_value = "md")]
+    pub output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Md,
+    Json,
+    Csv,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx synth --family tiny --scale nano -o nano/                       a checkpoint directory
+  sphinx synth --family tiny --scale full -o tiny.gguf --quant Q4_K_M    1.1 G random weights, at disk speed")]
+pub struct SynthArgs {
+    /// Which member of the family: tiny. (intern2, plus and moe follow.)
+    #[arg(long)]
+    pub family: String,
+    /// nano, or the true size.
+    #[arg(long)]
+    pub scale: String,
+    /// With a GGUF output: precision of the language model.
+    #[arg(long)]
+    pub quant: Option<String>,
+    /// With a GGUF output: precision of the encoders.
+    #[arg(long)]
+    pub vision_quant: Option<String>,
+    /// The language half only.
+    #[arg(long)]
+    pub no_vision: bool,
+    /// The variant; default: the family's.
+    #[arg(long, value_name = "TYPE")]
+    pub llama_type: Option<String>,
+    /// Seed of the weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// A directory, or NAME.gguf.
+    #[arg(short, long, value_name = "DIR|NAME.gguf")]
+    pub output: PathBuf,
+    /// Threads; the result does not depend on it.
+    #[arg(long, value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Replace files that exist.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// A picture of your own instead of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// The question.
+    #[arg(short, long, default_value = "What's in the image?")]
+    pub prompt: String,
+    /// What happened, as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// A directory on the disk to measure.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub disk: PathBuf,
+    /// As JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// bash, elvish, fish, powershell or zsh.
+    pub shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(size("65536"), Ok(65536));
+        assert_eq!(size("2K"), Ok(2048));
+        assert_eq!(size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        assert!(size("2 GB").is_err() && size("GiB").is_err() && size("-1").is_err());
+    }
+}

@@ -1,0 +1,76 @@
+//! `sphinx convert`: a checkpoint directory to two GGUF files.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use sphinx_convert::{ConvertOptions, Report};
+use sphinx_quant::recipe::Recipe;
+
+use crate::arguments::ConvertArgs;
+use crate::failure::{Failure, shown};
+use crate::progress::Bar;
+use crate::table;
+
+/// The recipe called `name`.
+pub fn recipe(name: &str) -> Result<Recipe> {
+    Recipe::named(name).ok_or_else(|| Failure::usage(format!("unknown precision {name:?} — choose one of {}", Recipe::names().join(", "))))
+}
+
+/// Threads asked for, or the cores this process may use.
+pub fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+}
+
+pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
+    let (quant, vision_quant) = match &args.recipe {
+        Some(file) => (Recipe::from_file(file)?, Recipe::from_file(file)?),
+        None => (recipe(&args.quant)?, recipe(&args.vision_quant)?),
+    };
+    let options = ConvertOptions {
+        inputs: args.inputs,
+        output: args.output,
+        quant,
+        vision_quant,
+        llama_type: args.llama_type,
+        context: args.context,
+        vision: None,
+        max_memory: args.max_memory,
+        threads: threads(args.threads),
+        force: args.force,
+        strict: args.strict,
+    };
+    let bar = Bar::new(no_progress);
+    let start = Instant::now();
+    let report = if args.dry_run { sphinx_convert::dry_run(&options, &bar)? } else { sphinx_convert::convert(&options, &bar)? };
+    print(&report, args.json, (!args.dry_run).then(|| start.elapsed().as_secs_f64()))
+}
+
+/// The report for people, or as JSON. `took_s`: the wall time, unless nothing was written.
+pub fn print(report: &Report, json: bool, took_s: Option<f64>) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+        return Ok(());
+    }
+    for file in &report.files {
+        println!("{}  {} tensors  {}", shown(Path::new(&file.path)), file.tensors, table::bytes(file.bytes));
+    }
+    let bytes_in: u64 = report.rows.iter().map(|r| r.bytes_in).sum();
+    let bytes_out: u64 = report.rows.iter().map(|r| r.bytes_out).sum();
+    let mut by_type: Vec<(String, u64, u64)> = Vec::new();
+    for row in &report.rows {
+        match by_type.iter_mut().find(|(ty, ..)| *ty == row.to) {
+            Some((_, n, bytes)) => (*n, *bytes) = (*n + 1, *bytes + row.bytes_out),
+            None => by_type.push((row.to.clone(), 1, row.bytes_out)),
+        }
+    }
+    by_type.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
+    let rows = by_type.into_iter().map(|(ty, n, bytes)| vec![ty, n.to_string(), table::bytes(bytes)]);
+    println!("{}", table::plain(&["type", "tensors", "size"], rows));
+    let to = format!("{} in, {} out", table::bytes(bytes_in), table::bytes(bytes_out));
+    match took_s {
+        Some(s) => println!("{to}, {} ({:.0} MB/s read)", table::seconds(s), bytes_in as f64 / s / 1e6),
+        None => println!("{to}; nothing was written"),
+    }
+    Ok(())
+}

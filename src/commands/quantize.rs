@@ -1,0 +1,31 @@
+//! `sphinx quantize`: GGUF to GGUF.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use sphinx_convert::QuantizeOptions;
+use sphinx_quant::recipe::Recipe;
+
+use super::convert::{print, recipe, threads};
+use crate::arguments::QuantizeArgs;
+use crate::failure::Failure;
+use crate::progress::Bar;
+
+pub fn run(args: QuantizeArgs, no_progress: bool) -> Result<()> {
+    let quant = match (&args.recipe, &args.quant) {
+        (Some(file), _) => Recipe::from_file(file)?,
+        (None, Some(name)) => recipe(name)?,
+        (None, None) => return Err(Failure::usage("give --quant or --recipe")),
+    };
+    let options = QuantizeOptions {
+        input: args.input,
+        output: args.output,
+        quant,
+        threads: threads(args.threads),
+        max_memory: args.max_memory,
+        force: args.force,
+    };
+    let start = Instant::now();
+    let report = sphinx_convert::quantize(&options, &Bar::new(no_progress))?;
+    print(&report, args.json, Some(start.elapsed().as_secs_f64()))
+}
