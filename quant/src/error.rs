@@ -1,6 +1,6 @@
 //! What can be wrong with a GGUF file, a recipe or a tensor.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What an error means for the caller: the command line turns it into an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum ErrorKind {
 #[derive(Debug, thiserror::Error)]
 pub enum QuantError {
     /// A read, write or map failed.
-    #[error("{}: {source} — check the path, its permissions and the free space", file.display())]
+    #[error("{}: {source} — check the path, its permissions and the free space", shown(file))]
     Io {
         /// The file.
         file: PathBuf,
@@ -33,7 +33,7 @@ pub enum QuantError {
         source: std::io::Error,
     },
     /// The file is not a GGUF file that this version reads.
-    #[error("{}: {what}{}{} — {remedy}", file.display(), in_tensor(tensor), at_offset(offset))]
+    #[error("{}: {}{}{} — {remedy}", shown(file), one_line(what), in_tensor(tensor), at_offset(offset))]
     Invalid {
         /// The file.
         file: PathBuf,
@@ -66,6 +66,9 @@ pub enum QuantError {
         /// What is wrong with it.
         what: String,
     },
+    /// The caller broke an order of this crate, such as writing more bytes than planned.
+    #[error("a bug in this program: {0} — please report it")]
+    Internal(String),
 }
 
 /// Result of this crate.
@@ -78,6 +81,7 @@ impl QuantError {
             QuantError::Io { .. } => ErrorKind::Io,
             QuantError::Invalid { .. } => ErrorKind::Invalid,
             QuantError::RowLength { .. } | QuantError::Recipe { .. } => ErrorKind::Usage,
+            QuantError::Internal(_) => ErrorKind::Internal,
         }
     }
 }
@@ -90,6 +94,20 @@ fn in_tensor(name: &Option<String>) -> String {
 /// ` at offset 0x…`, or nothing.
 fn at_offset(offset: &Option<u64>) -> String {
     offset.map_or(String::new(), |o| format!(" at offset {o:#x}"))
+}
+
+/// A path on one line.
+fn shown(path: &Path) -> String {
+    one_line(&path.to_string_lossy())
+}
+
+/// `text` with its control characters escaped.
+pub fn one_line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// A name from a file, safe to print: control characters escaped, cut at 200 bytes.

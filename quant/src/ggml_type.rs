@@ -96,6 +96,32 @@ impl GgmlType {
         (cols / self.block_len()).checked_mul(self.block_bytes())
     }
 
+    /// Where a block keeps its f16 scales and minima, in bytes. Numbers (`is_float`) have none.
+    pub const fn scale_offsets(self) -> &'static [usize] {
+        match self {
+            F32 | F16 | BF16 => &[],
+            Q4_0 | Q5_0 | Q8_0 => &[0],
+            Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+            Q2_K => &[80, 82],
+            Q3_K => &[108],
+            Q6_K => &[208],
+        }
+    }
+
+    /// The first block in `bytes` with a scale, or a number, that is NaN or infinite.
+    pub fn first_non_finite(self, bytes: &[u8]) -> Option<usize> {
+        let half = |b: &[u8], at: usize, mask: u16| u16::from_le_bytes([b[at], b[at + 1]]) & mask == mask;
+        match self {
+            F32 => bytes.chunks_exact(4).position(|b| half(b, 2, 0x7f80)),
+            F16 => bytes.chunks_exact(2).position(|b| half(b, 0, 0x7c00)),
+            BF16 => bytes.chunks_exact(2).position(|b| half(b, 0, 0x7f80)),
+            _ => {
+                let scales = self.scale_offsets();
+                bytes.chunks_exact(self.block_bytes()).position(|b| scales.iter().any(|&at| half(b, at, 0x7c00)))
+            }
+        }
+    }
+
     /// ggml's name.
     pub const fn name(self) -> &'static str {
         match self {

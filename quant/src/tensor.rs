@@ -1,5 +1,7 @@
 //! A tensor whose bytes stay where they are: in a mapped file.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,6 +20,39 @@ pub enum Bytes {
 }
 
 impl Bytes {
+    /// Maps a whole file for reading.
+    ///
+    /// # Errors
+    /// What the system says: out of address space, not a file.
+    pub fn map(file: &File) -> io::Result<Bytes> {
+        // SAFETY: the map is read-only and private to this process, and nothing here writes to a model file: outputs
+        // are written under another name and renamed. A stranger who writes into the file while it is mapped changes
+        // numbers that are checked or harmless, or ends the process by truncation; neither reaches other memory.
+        Ok(Bytes::Mapped(unsafe { Mmap::map(file)? }))
+    }
+
+    /// A copy in memory.
+    pub fn owned(data: &[u8]) -> Bytes {
+        let mut words = vec![0u64; data.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..data.len()].copy_from_slice(data);
+        Bytes::Owned(words, data.len())
+    }
+
+    /// Lets the system drop the pages of `range`; they are read from the file again when touched. Does nothing for
+    /// bytes in memory, or when the system does not care to.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            // SAFETY: the map is read-only and backed by a file, so a dropped page holds the same bytes when it comes back.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
         match self {
@@ -55,9 +90,7 @@ impl Tensor {
 
     /// A tensor in memory, of `rows` × `cols`, holding `data` as `ty` already encodes it.
     pub fn owned(name: &str, ty: GgmlType, dims: &[usize], data: &[u8]) -> Option<Tensor> {
-        let mut words = vec![0u64; data.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut words)[..data.len()].copy_from_slice(data);
-        Tensor::new(name, ty, dims, Arc::new(Bytes::Owned(words, data.len())), 0..data.len())
+        Tensor::new(name, ty, dims, Arc::new(Bytes::owned(data)), 0..data.len())
     }
 
     /// Its name in the file.
