@@ -7,6 +7,10 @@
 //! Everything is written over [`sphinx_targets::Target`] and never sees a thread or a device.
 
 pub mod error;
+pub mod prompt;
+pub mod sampler;
+pub mod stream;
+pub mod tokenizer;
 pub mod vision;
 
 pub use error::{Result, RuntimeError};

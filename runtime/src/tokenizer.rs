@@ -1,0 +1,663 @@
+//! Text to ids and back, as SentencePiece's byte-pair model does it.
+//!
+//! The vocabulary comes from the arrays of a GGUF file. Encoding replaces spaces by U+2581, puts one in front where
+//! the file says so, cuts the text into characters and joins neighbours: among all adjacent pairs that form a piece the
+//! one of the highest score is joined first, the leftmost of equals. Characters without a piece become their bytes.
+//! Control, unknown and byte pieces are never matched in text: whatever a user types is text.
+//!
+//! Of two equal pieces the later one is used for encoding; both decode.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, HashMap};
+
+use sphinx_quant::error::printable;
+
+use crate::stream::TextStream;
+use crate::{Result, RuntimeError};
+
+mod gguf;
+mod witness;
+
+/// The character that stands for a space inside pieces.
+const SPACE: char = '\u{2581}';
+/// Most pieces a vocabulary may have.
+const MAX_PIECES: usize = 1 << 20;
+/// Longest piece in bytes.
+const MAX_PIECE_BYTES: usize = 1024;
+/// Longest stretch that is merged as one, in bytes.
+const MAX_WORD_BYTES: usize = 1 << 30;
+/// What an unknown piece decodes to.
+const UNKNOWN_SURFACE: &str = " \u{2047} ";
+
+/// What a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Ordinary text.
+    Normal,
+    /// Stands for what has no piece.
+    Unknown,
+    /// Begin and end of a sequence: never text.
+    Control,
+    /// Found in the text before anything else, and never joined.
+    UserDefined,
+    /// Takes part in joins, but never comes out.
+    Unused,
+    /// One byte.
+    Byte(u8),
+}
+
+/// The arrays of a file, as they are there.
+#[derive(Clone, Copy, Debug)]
+pub struct Vocabulary<'a> {
+    /// The pieces, spaces written as U+2581.
+    pub pieces: &'a [String],
+    /// One score per piece; higher joins first.
+    pub scores: &'a [f32],
+    /// One type per piece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    pub types: &'a [i32],
+    /// Begin of sequence.
+    pub bos: u32,
+    /// End of sequence.
+    pub eos: u32,
+    /// The unknown piece.
+    pub unk: u32,
+    /// Whether a space is put in front of every text.
+    pub add_space_prefix: bool,
+}
+
+/// A SentencePiece byte-pair tokenizer.
+#[derive(Debug)]
+pub struct Tokenizer {
+    pieces: Vec<Box<str>>,
+    scores: Vec<f32>,
+    kinds: Vec<Kind>,
+    /// Normal, user-defined and unused pieces.
+    ids: HashMap<Box<str>, u32>,
+    longest_bytes: usize,
+    bytes: Option<Box<[u32; 256]>>,
+    user: Option<Trie>,
+    /// Whether some piece is of type unused, and joins must be undone.
+    unused: bool,
+    /// Whether U+2581 stands only at the front of pieces, so that words are independent of each other.
+    words: bool,
+    /// What a cut-out segment needs in front; `None` when the vocabulary follows neither known style.
+    style: Option<Style>,
+    bos: u32,
+    eos: u32,
+    unk: u32,
+    add_space_prefix: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    /// A text encodes at its start as it does after a space (LLaMA).
+    Plain,
+    /// A segment must be given with its space in front (InternLM2).
+    NeedsSpace,
+}
+
+impl Tokenizer {
+    /// A tokenizer over `v`.
+    ///
+    /// # Errors
+    /// What is wrong with the arrays, in words: lengths that differ, scores that are no numbers, types or byte pieces
+    /// that do not exist, ids outside the vocabulary.
+    pub fn new(v: Vocabulary<'_>) -> Result<Tokenizer, String> {
+        let n = v.pieces.len();
+        if n == 0 || n > MAX_PIECES {
+            return Err(format!("the vocabulary has {n} pieces, expected 1 to {MAX_PIECES}"));
+        }
+        if v.scores.len() != n || v.types.len() != n {
+            return Err(format!("{n} pieces, {} scores and {} types: they must be equally many", v.scores.len(), v.types.len()));
+        }
+        for (name, id) in [("begin", v.bos), ("end", v.eos), ("unknown", v.unk)] {
+            if id as usize >= n {
+                return Err(format!("the id of the {name} piece is {id}, but the vocabulary has {n} pieces"));
+            }
+        }
+        let mut t = Tokenizer {
+            pieces: Vec::with_capacity(n),
+            scores: Vec::with_capacity(n),
+            kinds: Vec::with_capacity(n),
+            ids: HashMap::with_capacity(n),
+            longest_bytes: 0,
+            bytes: None,
+            user: None,
+            unused: false,
+            words: true,
+            style: None,
+            bos: v.bos,
+            eos: v.eos,
+            unk: v.unk,
+            add_space_prefix: v.add_space_prefix,
+        };
+        let mut byte_ids = [u32::MAX; 256];
+        for (id, ((piece, &score), &ty)) in (0u32..).zip(v.pieces.iter().zip(v.scores).zip(v.types)) {
+            t.add(id, piece, score, ty, &mut byte_ids)?;
+        }
+        match byte_ids.iter().filter(|&&id| id != u32::MAX).count() {
+            0 => {}
+            256 => t.bytes = Some(Box::new(byte_ids)),
+            found => return Err(format!("{found} byte pieces, expected all 256 or none")),
+        }
+        t.style = t.probe_style();
+        Ok(t)
+    }
+
+    /// Adds the piece `id`.
+    fn add(&mut self, id: u32, piece: &str, score: f32, ty: i32, byte_ids: &mut [u32; 256]) -> Result<(), String> {
+        let name = || format!("piece {id} \"{}\"", printable(piece));
+        if piece.len() > MAX_PIECE_BYTES {
+            return Err(format!("{} has {} bytes, at most {MAX_PIECE_BYTES} are allowed", name(), piece.len()));
+        }
+        if !score.is_finite() {
+            return Err(format!("{} has the score {score}", name()));
+        }
+        let kind = match ty {
+            1 => Kind::Normal,
+            2 => Kind::Unknown,
+            3 => Kind::Control,
+            4 => Kind::UserDefined,
+            5 => Kind::Unused,
+            6 => {
+                let byte = byte_of(piece).ok_or_else(|| format!("{} is a byte piece, which is written <0x00> to <0xFF>", name()))?;
+                if std::mem::replace(&mut byte_ids[usize::from(byte)], id) != u32::MAX {
+                    return Err(format!("{}: this byte has two pieces", name()));
+                }
+                Kind::Byte(byte)
+            }
+            other => return Err(format!("{} has the type {other}, expected 1 to 6", name())),
+        };
+        if matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Unused) {
+            if piece.is_empty() {
+                return Err(format!("piece {id} is empty"));
+            }
+            // Some writers put the space itself into user-defined pieces.
+            let text: Box<str> = if kind == Kind::UserDefined { escape(piece).into() } else { piece.into() };
+            self.longest_bytes = self.longest_bytes.max(text.len());
+            self.words &= !text.trim_start_matches(SPACE).contains(SPACE);
+            self.unused |= kind == Kind::Unused;
+            if kind == Kind::UserDefined {
+                self.user.get_or_insert_default().insert(&text, id);
+            }
+            self.ids.insert(text, id);
+        }
+        self.pieces.push(piece.into());
+        self.scores.push(score + 0.0); // -0 becomes 0, so that the two compare equal
+        self.kinds.push(kind);
+        Ok(())
+    }
+
+    /// Number of pieces.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The piece `id` as the file has it.
+    pub fn piece(&self, id: u32) -> Option<&str> {
+        self.pieces.get(id as usize).map(AsRef::as_ref)
+    }
+
+    /// What the piece `id` is.
+    pub fn kind(&self, id: u32) -> Option<Kind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// Id of the piece that begins every sequence.
+    pub fn bos(&self) -> u32 {
+        self.bos
+    }
+
+    /// Id of the piece that ends a reply.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    /// Id of the unknown piece.
+    pub fn unk(&self) -> u32 {
+        self.unk
+    }
+
+    /// Whether a space is put in front of every text.
+    pub fn add_space_prefix(&self) -> bool {
+        self.add_space_prefix
+    }
+
+    /// The ids of `text`; nothing is added at the ends.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut out = Out { ids: Vec::with_capacity(text.len() / 3 + 4), unknown: false };
+        if text.is_empty() {
+            return out.ids;
+        }
+        let mut escaped = escape(text);
+        if self.add_space_prefix {
+            escaped.insert(0, SPACE);
+        }
+        let mut merge = Merge::default();
+        let mut rest = escaped.as_str();
+        if let Some(user) = &self.user {
+            let mut at = 0;
+            while at < rest.len() {
+                match user.longest(&rest.as_bytes()[at..]) {
+                    Some((len, id)) => {
+                        self.encode_plain(&rest[..at], &mut merge, &mut out);
+                        out.push(id, false);
+                        rest = &rest[at + len..];
+                        at = 0;
+                    }
+                    None => at += rest[at..].chars().next().map_or(1, char::len_utf8),
+                }
+            }
+        }
+        self.encode_plain(rest, &mut merge, &mut out);
+        out.ids
+    }
+
+    /// The ids of `text` with the begin piece in front.
+    pub fn encode_with_bos(&self, text: &str) -> Vec<u32> {
+        let mut ids = self.encode(text);
+        ids.insert(0, self.bos);
+        ids
+    }
+
+    /// The ids of `text` as it would be encoded after a space inside a longer text.
+    ///
+    /// # Errors
+    /// When the vocabulary follows neither known style.
+    pub fn segment(&self, text: &str) -> Result<Vec<u32>> {
+        let text = text.trim_start_matches(' ');
+        Ok(match self.known_style()? {
+            Style::Plain => self.encode(text),
+            Style::NeedsSpace => self.encode(&format!(" {text}")),
+        })
+    }
+
+    /// The ids of `text` as it would be encoded straight after another word, with no space between.
+    ///
+    /// # Errors
+    /// When the vocabulary follows neither known style, or joins `text` with everything that could precede it.
+    pub fn joined(&self, text: &str) -> Result<Vec<u32>> {
+        if self.known_style()? == Style::NeedsSpace {
+            return Ok(self.encode(text));
+        }
+        for lead in ["@", "\n", "\\", "=", ">", "`"] {
+            let alone = self.encode(lead);
+            let both = self.encode(&format!("{lead}{text}"));
+            if let Some(rest) = both.strip_prefix(alone.as_slice()) {
+                return Ok(rest.to_vec());
+            }
+        }
+        Err(RuntimeError::Usage(format!("\"{}\" cannot be encoded apart from what precedes it", printable(text))))
+    }
+
+    fn known_style(&self) -> Result<Style> {
+        self.style
+            .ok_or_else(|| RuntimeError::Usage("this vocabulary encodes words differently inside a text; segments are not defined".into()))
+    }
+
+    fn probe_style(&self) -> Option<Style> {
+        let whole = self.encode("Hi my darling");
+        if whole.ends_with(&self.encode("my darling")) {
+            Some(Style::Plain)
+        } else {
+            whole.ends_with(&self.encode(" my darling")).then_some(Style::NeedsSpace)
+        }
+    }
+
+    /// The text of `ids`, as SentencePiece decodes it: control pieces vanish, unknown ones become ` ⁇ `, bytes are
+    /// joined to characters (U+FFFD for every byte that belongs to none), and the space that encoding put in front is
+    /// dropped. An id outside the vocabulary becomes U+FFFD; see [`check`](Tokenizer::check).
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut text = String::with_capacity(ids.len() * 4);
+        let mut stream = TextStream::new(self);
+        for &id in ids {
+            stream.push(id, &mut text);
+        }
+        stream.finish(&mut text);
+        text
+    }
+
+    /// Whether all `ids` are pieces.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Usage`] naming the first that is not.
+    pub fn check(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|&&id| id as usize >= self.len()) {
+            Some(id) => Err(RuntimeError::Usage(format!("token {id} is outside the vocabulary of {} pieces", self.len()))),
+            None => Ok(()),
+        }
+    }
+
+    /// What `id` adds to a text, spaces as spaces; `None` for control pieces and bytes.
+    pub(crate) fn surface(&self, id: u32) -> Surface<'_> {
+        match (self.kind(id), self.piece(id)) {
+            (Some(Kind::Control), _) => Surface::Nothing,
+            (Some(Kind::Byte(byte)), _) => Surface::Byte(byte),
+            (Some(Kind::Unknown), _) => Surface::Whole(UNKNOWN_SURFACE),
+            (Some(_), Some(piece)) => Surface::Piece(piece),
+            _ => Surface::Whole("\u{FFFD}"),
+        }
+    }
+
+    /// Encodes text without user-defined pieces.
+    fn encode_plain(&self, text: &str, merge: &mut Merge, out: &mut Out) {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = if self.words { word_end(rest) } else { rest.len() };
+            let end = (0..=end.min(MAX_WORD_BYTES)).rev().find(|&i| rest.is_char_boundary(i)).unwrap_or(end);
+            let (word, tail) = rest.split_at(end);
+            self.encode_word(word, merge, out);
+            rest = tail;
+        }
+    }
+
+    /// Joins the characters of `word`, best pair first.
+    fn encode_word(&self, word: &str, merge: &mut Merge, out: &mut Out) {
+        let Merge { symbols, pairs, splits } = merge;
+        symbols.clear();
+        pairs.clear();
+        splits.clear();
+        let mut start = 0u32;
+        for c in word.chars() {
+            let end = start + c.len_utf8() as u32;
+            let i = symbols.len() as u32;
+            symbols.push(Symbol { start, end, prev: i.wrapping_sub(1), next: i + 1, id: NONE });
+            start = end;
+        }
+        let count = symbols.len() as u32;
+        if let Some(last) = symbols.last_mut() {
+            last.next = NONE;
+        }
+        for right in 1..count {
+            self.offer(word, symbols, pairs, splits, right - 1, right);
+        }
+        while let Some(Pair { left, right, bytes, id, .. }) = pairs.pop() {
+            let (l, r) = (symbols[left as usize], symbols[right as usize]);
+            // A symbol that was joined away is empty; one that has grown no longer adds up.
+            if l.start == l.end || r.start == r.end || r.end - l.start != bytes {
+                continue;
+            }
+            symbols[left as usize] = Symbol { end: r.end, next: r.next, id, ..l };
+            symbols[right as usize] = Symbol { end: r.start, ..r };
+            if r.next != NONE {
+                symbols[r.next as usize].prev = left;
+                self.offer(word, symbols, pairs, splits, left, r.next);
+            }
+            if l.prev != NONE {
+                self.offer(word, symbols, pairs, splits, l.prev, left);
+            }
+        }
+        let mut at = 0;
+        while at != NONE && at < count {
+            let symbol = symbols[at as usize];
+            self.emit(&word[symbol.start as usize..symbol.end as usize], symbol.id, splits, out);
+            at = symbol.next;
+        }
+    }
+
+    /// Queues the pair of adjacent symbols `left` and `right` if it forms a piece.
+    fn offer(&self, word: &str, symbols: &[Symbol], pairs: &mut BinaryHeap<Pair>, splits: &mut HashMap<u32, u32>, left: u32, right: u32) {
+        let (l, r) = (symbols[left as usize], symbols[right as usize]);
+        let bytes = r.end - l.start;
+        if bytes as usize > self.longest_bytes {
+            return;
+        }
+        let Some(&id) = self.ids.get(&word[l.start as usize..r.end as usize]) else { return };
+        pairs.push(Pair { score: self.scores[id as usize], left, right, bytes, id });
+        if self.unused && self.kinds[id as usize] == Kind::Unused {
+            splits.insert(id, l.end - l.start);
+        }
+    }
+
+    /// Puts out the symbol `text`, whose piece is `id` if it was joined; joins to unused pieces are undone.
+    fn emit(&self, text: &str, id: u32, splits: &HashMap<u32, u32>, out: &mut Out) {
+        let known = if id == NONE { self.ids.get(text).copied() } else { Some(id) };
+        let Some(id) = known else {
+            match &self.bytes {
+                Some(bytes) => text.bytes().for_each(|b| out.push(bytes[usize::from(b)], false)),
+                None => out.push(self.unk, true),
+            }
+            return;
+        };
+        if self.unused
+            && self.kinds[id as usize] == Kind::Unused
+            && let Some(&at) = splits.get(&id)
+        {
+            let (left, right) = text.split_at(at as usize);
+            self.emit(left, NONE, splits, out);
+            self.emit(right, NONE, splits, out);
+        } else {
+            out.push(id, false);
+        }
+    }
+}
+
+/// What one id adds to a text.
+pub(crate) enum Surface<'a> {
+    Nothing,
+    Byte(u8),
+    /// Text as it is, spaces and all.
+    Whole(&'a str),
+    /// A piece, U+2581 for spaces.
+    Piece(&'a str),
+}
+
+const NONE: u32 = u32::MAX;
+
+/// A stretch of the word, linked with its neighbours.
+#[derive(Clone, Copy, Debug)]
+struct Symbol {
+    start: u32,
+    end: u32,
+    prev: u32,
+    next: u32,
+    /// The piece it was joined to, or [`NONE`] for a single character.
+    id: u32,
+}
+
+/// Two neighbours that form a piece.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    score: f32,
+    left: u32,
+    right: u32,
+    bytes: u32,
+    id: u32,
+}
+
+impl Ord for Pair {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+    }
+}
+impl PartialOrd for Pair {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Pair {}
+
+/// Working memory of one call.
+#[derive(Default)]
+struct Merge {
+    symbols: Vec<Symbol>,
+    pairs: BinaryHeap<Pair>,
+    /// For unused pieces: bytes of the left part of the pair that formed them.
+    splits: HashMap<u32, u32>,
+}
+
+/// Ids so far. Neighbouring unknown pieces become one.
+struct Out {
+    ids: Vec<u32>,
+    unknown: bool,
+}
+
+impl Out {
+    fn push(&mut self, id: u32, unknown: bool) {
+        if !(unknown && self.unknown) {
+            self.ids.push(id);
+        }
+        self.unknown = unknown;
+    }
+}
+
+/// User-defined pieces by their bytes.
+#[derive(Debug, Default)]
+struct Trie {
+    children: HashMap<(u32, u8), u32>,
+    /// The piece that ends at a node.
+    ends: Vec<Option<u32>>,
+}
+
+impl Trie {
+    fn insert(&mut self, text: &str, id: u32) {
+        if self.ends.is_empty() {
+            self.ends.push(None);
+        }
+        let mut node = 0;
+        for byte in text.bytes() {
+            node = *self.children.entry((node, byte)).or_insert_with(|| {
+                self.ends.push(None);
+                self.ends.len() as u32 - 1
+            });
+        }
+        if let Some(end) = self.ends.get_mut(node as usize) {
+            *end = Some(id);
+        }
+    }
+
+    /// Length and id of the longest piece that `bytes` begin with.
+    fn longest(&self, bytes: &[u8]) -> Option<(usize, u32)> {
+        let (mut node, mut found) = (0, None);
+        for (i, &byte) in bytes.iter().enumerate() {
+            match self.children.get(&(node, byte)) {
+                Some(&next) => node = next,
+                None => break,
+            }
+            if let Some(id) = self.ends.get(node as usize).copied().flatten() {
+                found = Some((i + 1, id));
+            }
+        }
+        found
+    }
+}
+
+/// `text` with U+2581 for every space.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + text.len() / 3 + 3);
+    for c in text.chars() {
+        out.push(if c == ' ' { SPACE } else { c });
+    }
+    out
+}
+
+/// Bytes of the first word of `text`: up to the first U+2581 that follows something else.
+fn word_end(text: &str) -> usize {
+    let body = text.trim_start_matches(SPACE);
+    text.len() - body.len() + body.find(SPACE).unwrap_or(body.len())
+}
+
+/// The byte that a byte piece stands for.
+fn byte_of(piece: &str) -> Option<u8> {
+    let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit())).then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A vocabulary of `(piece, score, type)`, unknown, begin and end first.
+    fn tokenizer(rows: &[(&str, f32, i32)], add_space_prefix: bool) -> Result<Tokenizer, String> {
+        let all = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)];
+        let rows: Vec<_> = all.iter().chain(rows).collect();
+        let pieces: Vec<String> = rows.iter().map(|r| r.0.to_string()).collect();
+        let scores: Vec<f32> = rows.iter().map(|r| r.1).collect();
+        let types: Vec<i32> = rows.iter().map(|r| r.2).collect();
+        Tokenizer::new(Vocabulary { pieces: &pieces, scores: &scores, types: &types, bos: 1, eos: 2, unk: 0, add_space_prefix })
+    }
+
+    #[test]
+    fn joins_best_pair_first_then_leftmost() {
+        let t = tokenizer(&[("a", -9.0, 1), ("b", -9.0, 1), ("ab", -2.0, 1), ("ba", -1.0, 1), ("aa", -3.0, 1)], false).unwrap();
+        assert_eq!(t.encode("aba"), [3, 6]); // "ba" has the higher score, although "ab" comes first
+        assert_eq!(t.encode("aaa"), [7, 3]); // equal scores: the left pair
+        assert_eq!(t.encode("baba"), [6, 6]);
+    }
+
+    #[test]
+    fn user_defined_pieces_are_longest_first_and_stay_apart() {
+        let t = tokenizer(&[("a", -9.0, 1), ("<x>", 0.0, 4), ("<x>a", 0.0, 4), ("aa", -1.0, 1), ("[ ]", 0.0, 4)], false).unwrap();
+        assert_eq!(t.encode("<x>aaa<x>"), [5, 6, 4]);
+        assert_eq!(t.encode("a[ ]a"), [3, 7, 3]);
+        assert_eq!(t.decode(&[3, 7, 3]), "a[ ]a");
+    }
+
+    #[test]
+    fn joins_to_unused_pieces_are_undone() {
+        let t = tokenizer(&[("a", -9.0, 1), ("b", -9.0, 1), ("c", -9.0, 1), ("ab", -1.0, 5), ("abc", -2.0, 5)], false).unwrap();
+        assert_eq!(t.encode("abc"), [3, 4, 5]);
+        let t = tokenizer(&[("a", -9.0, 1), ("b", -9.0, 1), ("c", -9.0, 1), ("ab", -1.0, 5), ("abc", -2.0, 1)], false).unwrap();
+        assert_eq!(t.encode("abcab"), [7, 3, 4]);
+    }
+
+    #[test]
+    fn without_byte_pieces_a_run_of_unknowns_is_one() {
+        let t = tokenizer(&[("a", -9.0, 1)], false).unwrap();
+        assert_eq!(t.encode("xyzaq"), [0, 3, 0]);
+        assert_eq!(t.decode(&[0, 3]), " \u{2047} a");
+    }
+
+    #[test]
+    fn control_pieces_are_never_found_in_text() {
+        let t = tokenizer(&[("<", -9.0, 1), ("s", -9.0, 1), (">", -9.0, 1), ("#", 0.0, 3)], false).unwrap();
+        assert_eq!(t.encode("<s>#"), [3, 4, 5, 0]);
+    }
+
+    #[test]
+    fn pieces_with_inner_spaces_are_found_across_words() {
+        let rows = [("a", -9.0, 1), ("b", -9.0, 1), ("\u{2581}", -9.0, 1), ("a\u{2581}", -2.0, 1), ("a\u{2581}b", -1.0, 1)];
+        let t = tokenizer(&rows, false).unwrap();
+        assert!(!t.words);
+        assert_eq!(t.encode("a b"), [7]);
+    }
+
+    #[test]
+    fn broken_arrays_are_named() {
+        let wrong = |rows: &[(&str, f32, i32)], words: &str| {
+            let message = tokenizer(rows, true).unwrap_err();
+            assert!(message.contains(words), "{message}");
+        };
+        wrong(&[("a", f32::NAN, 1)], "score NaN");
+        wrong(&[("a", f32::INFINITY, 1)], "score inf");
+        wrong(&[("a", 0.0, 0)], "type 0");
+        wrong(&[("a", 0.0, 7)], "type 7");
+        wrong(&[("", 0.0, 1)], "empty");
+        wrong(&[("<0xGG>", 0.0, 6)], "byte piece");
+        wrong(&[("<0x-1>", 0.0, 6)], "byte piece");
+        wrong(&[("<0x100>", 0.0, 6)], "byte piece");
+        wrong(&[("<0x+A>", 0.0, 6)], "byte piece");
+        wrong(&[("<0x0A>", 0.0, 6)], "1 byte pieces");
+        wrong(&[("<0x0A>", 0.0, 6), ("<0x0a>", 0.0, 6)], "two pieces");
+        wrong(&[(&"x".repeat(1025), 0.0, 1)], "1025 bytes");
+        let v = Vocabulary { pieces: &["a".into()], scores: &[0.0], types: &[1], bos: 0, eos: 0, unk: 0, add_space_prefix: true };
+        assert!(Tokenizer::new(v).is_ok());
+        assert!(Tokenizer::new(Vocabulary { bos: 1, ..v }).unwrap_err().contains("begin piece is 1"));
+        assert!(Tokenizer::new(Vocabulary { scores: &[], ..v }).unwrap_err().contains("0 scores"));
+        assert!(Tokenizer::new(Vocabulary { pieces: &[], ..v }).unwrap_err().contains("0 pieces"));
+    }
+
+    #[test]
+    fn ids_outside_the_vocabulary() {
+        let t = tokenizer(&[("a", 0.0, 1)], true).unwrap();
+        assert!(t.check(&[0, 3]).is_ok());
+        assert!(t.check(&[0, 4]).unwrap_err().to_string().contains("token 4"));
+        assert_eq!(t.decode(&[3, 4]), "a\u{FFFD}");
+    }
+}

@@ -1,0 +1,222 @@
+//! The tokenizer against recorded SentencePiece vectors and against Hugging Face's `tokenizers`.
+//!
+//! `fixtures/make_vocabulary.py` made the vocabularies.
+
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+use serde::Deserialize;
+use sphinx_runtime::stream::TextStream;
+use sphinx_runtime::tokenizer::{Kind, Tokenizer, Vocabulary};
+
+/// LLaMA style: a space goes in front of every text.
+const TINY: &str = include_str!("fixtures/tokenizer-tiny.json");
+/// InternLM style: it does not.
+const NO_PREFIX: &str = include_str!("fixtures/tokenizer-tiny-noprefix.json");
+
+#[derive(Deserialize)]
+struct Fixture {
+    add_space_prefix: bool,
+    bos: u32,
+    eos: u32,
+    unk: u32,
+    pieces: String,
+    scores: Vec<f32>,
+    types: String,
+    encode: Vec<Encoded>,
+    decode: Vec<Decoded>,
+}
+
+#[derive(Deserialize)]
+struct Encoded {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+}
+
+#[derive(Deserialize)]
+struct Decoded {
+    ids: Vec<u32>,
+    decoded: String,
+}
+
+fn load(json: &str) -> (Tokenizer, Fixture) {
+    let f: Fixture = serde_json::from_str(json).unwrap();
+    let pieces: Vec<String> = f.pieces.split('\n').map(Into::into).collect();
+    let types: Vec<i32> = f.types.bytes().map(|b| i32::from(b - b'0')).collect();
+    let (scores, add_space_prefix) = (&f.scores, f.add_space_prefix);
+    let v = Vocabulary { pieces: &pieces, scores, types: &types, bos: f.bos, eos: f.eos, unk: f.unk, add_space_prefix };
+    (Tokenizer::new(v).unwrap(), f)
+}
+
+/// Words in ten scripts, digits, spaces and marks, in random company.
+fn line(random: &mut Pcg64) -> String {
+    const RANGES: [(u32, u32); 12] = [
+        (0x61, 0x7A),       // Latin
+        (0x391, 0x3C9),     // Greek
+        (0x410, 0x44F),     // Cyrillic
+        (0x5D0, 0x5EA),     // Hebrew
+        (0x621, 0x64A),     // Arabic
+        (0x905, 0x939),     // Devanagari
+        (0xE01, 0xE2E),     // Thai
+        (0x3041, 0x30FE),   // Kana
+        (0xAC00, 0xAE00),   // Hangul
+        (0x4E00, 0x5200),   // Han
+        (0x1F600, 0x1F640), // emoji
+        (0x21, 0x40),       // digits and marks
+    ];
+    const WHOLE: [&str; 12] =
+        ["the red car", "### Human:", "\n", "  ", "\t", "\u{2581}", "<s>", "<0x0A>", "e\u{301}", "[0.120,0.250]", "table.", "\u{0}"];
+    let mut text = String::new();
+    for _ in 0..random.random_range(0..12) {
+        if random.random_range(0..3) == 0 {
+            text.push_str(WHOLE[random.random_range(0..WHOLE.len())]);
+        } else {
+            let (low, high) = RANGES[random.random_range(0..RANGES.len())];
+            text.extend((0..random.random_range(1..9)).filter_map(|_| char::from_u32(random.random_range(low..=high))));
+        }
+        if random.random_range(0..2) == 0 {
+            text.push(' ');
+        }
+    }
+    text
+}
+
+#[test]
+fn recorded_vectors() {
+    for json in [TINY, NO_PREFIX] {
+        let (tokenizer, fixture) = load(json);
+        assert!(fixture.encode.len() > 30 && fixture.decode.len() > 5);
+        for row in fixture.encode {
+            assert_eq!(tokenizer.encode(&row.text), row.ids, "{:?}", row.text);
+            assert_eq!(tokenizer.decode(&row.ids), row.decoded, "{:?}", row.text);
+        }
+        for row in fixture.decode {
+            assert_eq!(tokenizer.decode(&row.ids), row.decoded, "{:?}", row.ids);
+        }
+    }
+}
+
+#[test]
+fn hugging_face_agrees_in_ten_scripts() {
+    for json in [TINY, NO_PREFIX] {
+        let (tokenizer, _) = load(json);
+        let witness = tokenizer.hugging_face().unwrap();
+        let mut random = Pcg64::seed_from_u64(29);
+        for _ in 0..2000 {
+            let text = line(&mut random);
+            let ids = tokenizer.encode(&text);
+            assert_eq!(ids, witness.encode(text.as_str(), false).unwrap().get_ids(), "{text:?}");
+            assert_eq!(tokenizer.decode(&ids), witness.decode(&ids, false).unwrap(), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn segments_of_the_stop_text() {
+    let (tiny, _) = load(TINY);
+    let (no_prefix, _) = load(NO_PREFIX);
+    for tokenizer in [&tiny, &no_prefix] {
+        let (segment, joined) = (tokenizer.segment("\n###").unwrap(), tokenizer.joined("\n###").unwrap());
+        assert!(segment.ends_with(&joined) && segment.len() == joined.len() + 1, "{segment:?} {joined:?}");
+        let inside = tokenizer.encode("### Human: table\n###");
+        assert!(inside.ends_with(&joined));
+        assert_eq!(tokenizer.piece(segment[0]), Some("\u{2581}"));
+    }
+    assert_eq!(tiny.segment("  cat").unwrap(), tiny.encode("cat"));
+    assert_eq!(no_prefix.segment("cat").unwrap(), no_prefix.encode(" cat"));
+    assert_eq!(no_prefix.joined("cat").unwrap(), no_prefix.encode("cat"));
+}
+
+#[test]
+fn typed_control_strings_stay_text() {
+    let (tokenizer, _) = load(TINY);
+    let ids = tokenizer.encode("<s></s><unk><0x0A>");
+    assert!(ids.iter().all(|&id| !matches!(tokenizer.kind(id), Some(Kind::Control | Kind::Unknown))));
+    assert_eq!(tokenizer.decode(&ids), "<s></s><unk><0x0A>");
+    assert_eq!(tokenizer.encode_with_bos("a")[0], tokenizer.bos());
+}
+
+/// Every id at once, by the rules of SentencePiece's decoder.
+fn decode_whole(t: &Tokenizer, ids: &[u32]) -> String {
+    fn flush(bytes: &mut Vec<u8>, out: &mut String) {
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let char_bytes = (1..=rest.len().min(4)).find(|&n| std::str::from_utf8(&rest[..n]).is_ok());
+            out.push_str(char_bytes.map_or("\u{FFFD}", |n| std::str::from_utf8(&rest[..n]).unwrap()));
+            rest = &rest[char_bytes.unwrap_or(1)..];
+        }
+        bytes.clear();
+    }
+    let (mut out, mut bytes, mut space_seen) = (String::new(), Vec::new(), false);
+    for &id in ids {
+        if let Kind::Byte(byte) = t.kind(id).unwrap() {
+            bytes.push(byte);
+            continue;
+        }
+        flush(&mut bytes, &mut out);
+        match t.kind(id).unwrap() {
+            Kind::Control => {}
+            Kind::Unknown => out.push_str(" \u{2047} "),
+            _ => {
+                let piece = t.piece(id).unwrap();
+                let first = out.is_empty() && !space_seen && t.add_space_prefix();
+                let cut = first && piece.starts_with('\u{2581}');
+                space_seen |= cut;
+                out.push_str(&piece[if cut { 3 } else { 0 }..].replace('\u{2581}', " "));
+            }
+        }
+    }
+    flush(&mut bytes, &mut out);
+    out
+}
+
+#[test]
+fn streaming_equals_decoding_from_the_start() {
+    for json in [TINY, NO_PREFIX] {
+        let (tokenizer, _) = load(json);
+        let mut random = Pcg64::seed_from_u64(7);
+        for _ in 0..3000 {
+            let ids: Vec<u32> = (0..random.random_range(0..40))
+                .map(|_| match random.random_range(0..4) {
+                    0 => random.random_range(0..tokenizer.len() as u32),
+                    1 => [0, 1, 2, 707][random.random_range(0..4)],
+                    _ => random.random_range(3 + 0x80..3 + 0x100), // bytes above ASCII
+                })
+                .collect();
+            let mut stream = TextStream::new(&tokenizer);
+            let mut shown = String::new();
+            for (i, &id) in ids.iter().enumerate() {
+                stream.push(id, &mut shown);
+                assert!(decode_whole(&tokenizer, &ids[..=i]).starts_with(&shown), "{ids:?}");
+            }
+            stream.finish(&mut shown);
+            assert_eq!(shown, decode_whole(&tokenizer, &ids), "{ids:?}");
+            assert_eq!(shown, tokenizer.decode(&ids));
+        }
+    }
+}
+
+#[test]
+fn a_megabyte_takes_no_quadratic_time() {
+    let (tokenizer, _) = load(TINY);
+    let mut random = Pcg64::seed_from_u64(3);
+    let scripts: String = std::iter::repeat_with(|| line(&mut random)).take(20_000).collect();
+    for text in ["a".repeat(1 << 20), "e\u{301}".repeat(1 << 19), " ".repeat(1 << 20), scripts] {
+        let start = Instant::now();
+        let ids = tokenizer.encode(&text);
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?} for {} bytes", start.elapsed(), text.len());
+        assert_eq!(tokenizer.decode(&ids), text.replace('\u{2581}', " "));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_comes_back(text in "\\PC*", control in any::<char>()) {
+        let (tokenizer, _) = load(TINY);
+        let text = format!("{text}{control}").replace('\u{2581}', " ");
+        prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text)), text);
+    }
+}
