@@ -1,1 +1,428 @@
-//! candle behind the same trait.
+//! candle behind the same trait: the second witness of every result, and the way to GPUs.
+//!
+//! Nothing here calls our kernels. Weights are handed to candle as the file has them, candle takes their blocks
+//! apart, and products are formed in `f32`; so an agreement with [`cpu`](crate::cpu) vouches for our reading of the
+//! formats, for our 8-bit dot products and for our order of operations at once.
+//!
+//! What a model should know about this target:
+//!
+//! * On candle's CPU device weights stay in the mapped file. A tile of rows is copied and taken apart when it is used
+//!   and dropped after it, so memory is bounded by the tile and speed is that of de-quantising the whole model for
+//!   every pass. On other devices the blocks are uploaded when a matrix is first used, and only their taking apart
+//!   happens per use.
+//! * [`with_quantized_matmul`](CandleTarget::with_quantized_matmul) trades the witness for speed: candle's own
+//!   quantised products, on a copy of the weights.
+//! * A row's result may differ in its last bits with the number of rows it is batched with, because candle's matrix
+//!   product picks its blocking by shape.
+//! * A [`KvType::Q8_0`] cache holds numbers that went through the block format and back, as `f32`: the values are
+//!   those of the compact cache, the size is not.
+
+mod attention;
+mod matrix;
+mod vision;
+
+use candle_core::{D, DType, Device, DeviceLocation, Tensor};
+use sphinx_quant::Tensor as Stored;
+
+use crate::{Activation, After, AttendShape, Columns, KvShape, KvType, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
+
+pub use attention::CandleKv;
+pub use matrix::CandleMatrix;
+
+/// The hidden map of an MLP is held for at most this many bytes of rows.
+const HIDDEN_BYTES: usize = 64 << 20;
+
+/// candle on one of its devices.
+#[derive(Clone, Debug)]
+pub struct CandleTarget {
+    device: Device,
+    quantized_matmul: bool,
+}
+
+impl CandleTarget {
+    /// On candle's CPU device.
+    pub fn cpu() -> Result<CandleTarget> {
+        Ok(CandleTarget::on(Device::Cpu))
+    }
+
+    /// On `device`, which candle was built for.
+    pub fn on(device: Device) -> CandleTarget {
+        CandleTarget { device, quantized_matmul: false }
+    }
+
+    /// Whether quantised weights are multiplied by candle's own quantised kernels (activations in 8 bits, weights
+    /// copied, and on x86 repacked into a second copy) rather than taken apart to `f32` first. Off at the start.
+    pub fn with_quantized_matmul(mut self, on: bool) -> CandleTarget {
+        self.quantized_matmul = on;
+        self
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A zeroed tensor, refused rather than attempted when its size cannot be had.
+    fn zeros(&self, dims: &[usize], dtype: DType, what: &'static str) -> Result<Tensor> {
+        let bytes = dims.iter().try_fold(dtype.size_in_bytes(), |n, &d| n.checked_mul(d));
+        let fits = |n: usize| Vec::<u8>::new().try_reserve_exact(n).is_ok();
+        match bytes {
+            Some(n) if !self.device.is_cpu() || fits(n) => Ok(Tensor::zeros(dims, dtype, &self.device)?),
+            _ => Err(TargetError::Memory { bytes: bytes.unwrap_or(usize::MAX), what }),
+        }
+    }
+}
+
+/// Rows of activations.
+#[derive(Debug)]
+pub struct CandleBuffer {
+    /// `[capacity, width]`, contiguous and nobody else's: results are copied into it.
+    tensor: Tensor,
+    rows: usize,
+}
+
+impl CandleBuffer {
+    fn capacity(&self) -> usize {
+        self.tensor.dims()[0]
+    }
+
+    fn width(&self) -> usize {
+        self.tensor.dims()[1]
+    }
+
+    /// The current rows.
+    fn current(&self) -> Result<Tensor> {
+        Ok(self.tensor.narrow(0, 0, self.rows)?)
+    }
+
+    /// Rows and columns; the caller has checked that they exist.
+    fn block(&self, row: usize, rows: usize, col: usize, cols: usize) -> Result<Tensor> {
+        Ok(self.tensor.narrow(0, row, rows)?.narrow(1, col, cols)?)
+    }
+
+    /// Copies `y` `[rows, cols]` to `row`, `col`.
+    fn put(&self, y: &Tensor, row: usize, col: usize) -> Result<()> {
+        let (rows, _) = y.dims2()?;
+        Ok(self.tensor.narrow(0, row, rows)?.slice_set(&y.contiguous()?, 1, col)?)
+    }
+
+    fn resize(&mut self, op: &'static str, rows: usize) -> Result<()> {
+        require(rows <= self.capacity(), op, || format!("{rows} rows in a buffer for {}", self.capacity()))?;
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// `first..first + rows` lies in the current rows.
+    fn holds(&self, op: &'static str, first: usize, rows: usize) -> Result<()> {
+        let inside = first.checked_add(rows).is_some_and(|end| end <= self.rows);
+        require(inside, op, || format!("rows {first}..{} of {}", first.saturating_add(rows), self.rows))
+    }
+
+    fn is_wide(&self, op: &'static str, what: &str, width: usize) -> Result<()> {
+        require(self.width() == width, op, || format!("{what} is {} wide, not {width}", self.width()))
+    }
+}
+
+/// Parameters used element by element: one dimension, `f32`.
+#[derive(Debug)]
+pub struct CandleVector {
+    tensor: Tensor,
+}
+
+impl CandleVector {
+    fn len(&self) -> usize {
+        self.tensor.elem_count()
+    }
+
+    fn is_long(&self, op: &'static str, what: &str, len: usize) -> Result<()> {
+        require(self.len() == len, op, || format!("{what} has {} elements, not {len}", self.len()))
+    }
+}
+
+/// `Err(Shape)` unless `ok`.
+fn require(ok: bool, op: &'static str, what: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(refused(op, what())) }
+}
+
+fn refused(op: &'static str, what: impl Into<String>) -> TargetError {
+    TargetError::Shape { op, what: what.into() }
+}
+
+/// `x · sigmoid(1.702 x)`.
+fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    let gate = ((x * -1.702)?.exp()? + 1.0)?.recip()?;
+    Ok((x * gate)?)
+}
+
+/// Over the last dimension.
+fn softmax(x: &Tensor) -> Result<Tensor> {
+    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
+    Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
+}
+
+impl Activation {
+    /// Columns of the first layer's result per column of the second layer's input.
+    fn fan(self) -> usize {
+        match self {
+            Activation::SiluGate => 2,
+            Activation::Gelu | Activation::QuickGelu => 1,
+        }
+    }
+
+    fn apply(self, h: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Activation::Gelu => h.gelu_erf()?,
+            Activation::QuickGelu => quick_gelu(h)?,
+            Activation::SiluGate => {
+                let hidden = h.dim(1)? / 2;
+                (h.narrow(1, 0, hidden)?.silu()? * h.narrow(1, hidden, hidden)?)?
+            }
+        })
+    }
+}
+
+/// What `after` makes of columns `col..` of rows `row..` of a result `y`, stored in `out`.
+fn finish(y: Tensor, after: After<'_, CandleVector>, out: &CandleBuffer, row: usize, col: usize) -> Result<()> {
+    let (rows, cols) = y.dims2()?;
+    let y = match after {
+        After::Nothing => y,
+        After::Gelu => y.gelu_erf()?,
+        After::QuickGelu => quick_gelu(&y)?,
+        After::Add => (out.block(row, rows, col, cols)? + y)?,
+        After::ScaleAdd(scale) => (out.block(row, rows, col, cols)? + y.broadcast_mul(&scale.tensor.narrow(0, col, cols)?)?)?,
+    };
+    out.put(&y, row, col)
+}
+
+/// A linear layer fits its input, its output and what follows, and `out` has `x`'s rows.
+fn prepare(
+    op: &'static str,
+    x: &CandleBuffer,
+    layer: &Linear<CandleTarget>,
+    after: After<'_, CandleVector>,
+    out: &mut CandleBuffer,
+) -> Result<()> {
+    out.is_wide(op, "out", layer.weight.outputs())?;
+    if let After::ScaleAdd(scale) = after {
+        scale.is_long(op, "the scale", out.width())?;
+    }
+    if matches!(after, After::Add | After::ScaleAdd(_)) {
+        require(out.rows == x.rows, op, || format!("{} rows are added to {}", x.rows, out.rows))?;
+    }
+    out.resize(op, x.rows)
+}
+
+impl Target for CandleTarget {
+    type Buffer = CandleBuffer;
+    type Matrix = CandleMatrix;
+    type Vector = CandleVector;
+    type Kv = CandleKv;
+
+    fn name(&self) -> String {
+        let device = match self.device.location() {
+            DeviceLocation::Cpu => format!("cpu, {} threads", candle_core::utils::get_num_threads()),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda {gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal {gpu_id}"),
+        };
+        format!("candle {device}{}", if self.quantized_matmul { ", quantized products" } else { "" })
+    }
+
+    fn matrix(&self, parts: &[Stored]) -> Result<CandleMatrix> {
+        CandleMatrix::new(parts, &self.device, self.quantized_matmul)
+    }
+
+    fn matrix_shape(&self, matrix: &CandleMatrix) -> (usize, usize) {
+        (matrix.outputs(), matrix.inputs())
+    }
+
+    fn vector(&self, tensor: &Stored) -> Result<CandleVector> {
+        if !tensor.ty().is_float() {
+            return Err(TargetError::Type { op: "vector", tensor: tensor.name().into(), ty: tensor.ty() });
+        }
+        Ok(CandleVector { tensor: matrix::dequantized(tensor.ty(), tensor.bytes(), 1, tensor.len(), &self.device)?.flatten_all()? })
+    }
+
+    fn vector_from(&self, values: &[f32]) -> Result<CandleVector> {
+        Ok(CandleVector { tensor: Tensor::from_slice(values, values.len(), &self.device)? })
+    }
+
+    fn buffer(&self, capacity: usize, width: usize) -> Result<CandleBuffer> {
+        Ok(CandleBuffer { tensor: self.zeros(&[capacity, width], DType::F32, "an activation buffer")?, rows: capacity })
+    }
+
+    fn rows(&self, buffer: &CandleBuffer) -> usize {
+        buffer.rows
+    }
+
+    fn width(&self, buffer: &CandleBuffer) -> usize {
+        buffer.width()
+    }
+
+    fn set_rows(&self, buffer: &mut CandleBuffer, rows: usize) -> Result<()> {
+        buffer.resize("set_rows", rows)
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut CandleBuffer, first: usize) -> Result<()> {
+        let rows = whole_rows("write", values.len(), buffer.width())?;
+        buffer.holds("write", first, rows)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        buffer.put(&Tensor::from_slice(values, (rows, buffer.width()), &self.device)?, first, 0)
+    }
+
+    fn read(&self, buffer: &CandleBuffer, first: usize, values: &mut [f32]) -> Result<()> {
+        let rows = whole_rows("read", values.len(), buffer.width())?;
+        buffer.holds("read", first, rows)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        values.copy_from_slice(&buffer.tensor.narrow(0, first, rows)?.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+
+    fn copy(&self, src: &CandleBuffer, src_row: usize, rows: usize, dst: &mut CandleBuffer, dst_row: usize, dst_col: usize) -> Result<()> {
+        src.holds("copy", src_row, rows)?;
+        dst.holds("copy", dst_row, rows)?;
+        let inside = dst_col.checked_add(src.width()).is_some_and(|end| end <= dst.width());
+        require(inside, "copy", || format!("{} columns from {dst_col} on, of {}", src.width(), dst.width()))?;
+        if rows == 0 {
+            return Ok(());
+        }
+        dst.put(&src.tensor.narrow(0, src_row, rows)?, dst_row, dst_col)
+    }
+
+    fn embed(&self, table: &CandleMatrix, ids: &[u32], out: &mut CandleBuffer, first: usize) -> Result<()> {
+        out.is_wide("embed", "out", table.inputs())?;
+        out.holds("embed", first, ids.len())?;
+        for (i, &id) in ids.iter().enumerate() {
+            let known = (id as usize) < table.outputs();
+            require(known, "embed", || format!("token {id} of a table with {} rows", table.outputs()))?;
+            out.put(&table.row(id as usize, &self.device)?, first + i, 0)?;
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: &CandleBuffer, weight: &CandleVector, eps: f32, out: &mut CandleBuffer) -> Result<()> {
+        weight.is_long("rms_norm", "the weight", x.width())?;
+        out.is_wide("rms_norm", "out", x.width())?;
+        out.resize("rms_norm", x.rows)?;
+        if x.rows == 0 {
+            return Ok(());
+        }
+        let x = x.current()?;
+        let rms = (x.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?;
+        out.put(&x.broadcast_div(&rms)?.broadcast_mul(&weight.tensor)?, 0, 0)
+    }
+
+    fn layer_norm(&self, x: &CandleBuffer, weight: &CandleVector, bias: &CandleVector, eps: f32, out: &mut CandleBuffer) -> Result<()> {
+        weight.is_long("layer_norm", "the weight", x.width())?;
+        bias.is_long("layer_norm", "the bias", x.width())?;
+        out.is_wide("layer_norm", "out", x.width())?;
+        out.resize("layer_norm", x.rows)?;
+        if x.rows == 0 {
+            return Ok(());
+        }
+        let x = x.current()?;
+        let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+        let std = (centred.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?;
+        out.put(&centred.broadcast_div(&std)?.broadcast_mul(&weight.tensor)?.broadcast_add(&bias.tensor)?, 0, 0)
+    }
+
+    fn linear(&self, x: &CandleBuffer, layer: &Linear<Self>, after: After<'_, CandleVector>, out: &mut CandleBuffer) -> Result<()> {
+        layer.fits("linear", x.width())?;
+        prepare("linear", x, layer, after, out)?;
+        if x.rows == 0 {
+            return Ok(());
+        }
+        layer.project(&x.current()?, &self.device, |col, y| finish(y, after, out, 0, col))
+    }
+
+    fn mlp(&self, x: &CandleBuffer, mlp: &Mlp<Self>, after: After<'_, CandleVector>, out: &mut CandleBuffer) -> Result<()> {
+        let hidden = mlp.up.weight.outputs();
+        mlp.up.fits("mlp", x.width())?;
+        mlp.down.fits("mlp", mlp.down.weight.inputs())?;
+        let agree = hidden == mlp.act.fan() * mlp.down.weight.inputs();
+        require(agree, "mlp", || {
+            format!("{:?} from {hidden} columns, where the second layer takes {}", mlp.act, mlp.down.weight.inputs())
+        })?;
+        prepare("mlp", x, &mlp.down, after, out)?;
+
+        let tile = (HIDDEN_BYTES / 4 / hidden.max(1)).max(1);
+        for first in (0..x.rows).step_by(tile) {
+            let rows = tile.min(x.rows - first);
+            let h = self.zeros(&[rows, hidden], DType::F32, "the hidden map of an MLP")?;
+            mlp.up.project(&x.tensor.narrow(0, first, rows)?, &self.device, |col, y| Ok(h.slice_set(&y.contiguous()?, 1, col)?))?;
+            let h = mlp.act.apply(&h)?;
+            mlp.down.project(&h, &self.device, |col, y| finish(y, after, out, first, col))?;
+        }
+        Ok(())
+    }
+
+    fn add_table(&self, x: &mut CandleBuffer, table: &CandleVector) -> Result<()> {
+        let tokens = whole_rows("add_table", table.len(), x.width())?;
+        require(tokens > 0, "add_table", || "an empty table".into())?;
+        let table = table.tensor.reshape((tokens, x.width()))?;
+        for first in (0..x.rows).step_by(tokens) {
+            let rows = tokens.min(x.rows - first);
+            let sum = (x.tensor.narrow(0, first, rows)? + table.narrow(0, 0, rows)?)?;
+            x.put(&sum, first, 0)?;
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        q: Columns<'_, CandleBuffer>,
+        k: Columns<'_, CandleBuffer>,
+        v: Columns<'_, CandleBuffer>,
+        shape: AttendShape,
+        out: &mut CandleBuffer,
+    ) -> Result<()> {
+        attention::attend(q, k, v, shape, out)
+    }
+
+    fn conv_depthwise(
+        &self,
+        x: &CandleBuffer,
+        map: MapShape,
+        kernel: &CandleVector,
+        bias: &CandleVector,
+        out: &mut CandleBuffer,
+    ) -> Result<()> {
+        vision::conv_depthwise(x, map, kernel, bias, out)
+    }
+
+    fn fold_2x2(&self, x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) -> Result<()> {
+        vision::fold_2x2(x, map, out)
+    }
+
+    fn mean_rows(&self, x: &CandleBuffer, group: usize, out: &mut CandleBuffer) -> Result<()> {
+        vision::mean_rows(x, group, out)
+    }
+
+    fn kv(&self, shape: KvShape) -> Result<CandleKv> {
+        CandleKv::new(self, shape)
+    }
+
+    fn kv_bytes(&self, kv: &CandleKv) -> usize {
+        kv.bytes()
+    }
+
+    fn rope_append(&self, qkv: &mut CandleBuffer, rope: &Rope, kv: &mut CandleKv, pos: usize) -> Result<()> {
+        attention::rope_append(qkv, rope, kv, pos)
+    }
+
+    fn attend_cached(&self, qkv: &CandleBuffer, kv: &CandleKv, pos: usize, out: &mut CandleBuffer) -> Result<()> {
+        attention::attend_cached(qkv, kv, pos, out)
+    }
+}
+
+/// How many rows of `width` make up `len` numbers.
+fn whole_rows(op: &'static str, len: usize, width: usize) -> Result<usize> {
+    require(width > 0 && len.is_multiple_of(width), op, || format!("{len} numbers are no whole rows of {width}"))?;
+    Ok(len / width)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! Weight matrices: blocks in the mapped file, taken apart by candle where they are used.
+
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::{Device, Module, Tensor};
+use sphinx_quant::{GgmlType, Tensor as Stored};
+
+use super::{CandleTarget, refused, require};
+use crate::{Linear, Result};
+
+/// A tile of rows is taken apart into at most about this many bytes of `f32`.
+const TILE_BYTES: usize = 32 << 20;
+
+/// A matrix `[outputs, inputs]`: tensors of a file, stacked.
+#[derive(Debug)]
+pub struct CandleMatrix {
+    parts: Vec<Part>,
+    outputs: usize,
+    inputs: usize,
+    /// Products are candle's quantised ones.
+    product: bool,
+    /// Weights are used from the file.
+    mapped: bool,
+}
+
+#[derive(Debug)]
+struct Part {
+    stored: Stored,
+    /// Made at the first use, where weights cannot be used from the file.
+    held: OnceLock<Held>,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// Blocks on the device, in tiles.
+    Tiles(Vec<QTensor>),
+    /// Blocks for candle's quantised product.
+    Product(QMatMul),
+}
+
+impl CandleMatrix {
+    pub(super) fn new(parts: &[Stored], device: &Device, quantized_matmul: bool) -> Result<CandleMatrix> {
+        let first = parts.first().ok_or_else(|| refused("matrix", "no parts"))?;
+        let mut outputs = 0usize;
+        for part in parts {
+            require(part.cols() == first.cols(), "matrix", || {
+                format!("\"{}\" has {} columns, \"{}\" has {}", part.name(), part.cols(), first.name(), first.cols())
+            })?;
+            require(!part.is_empty(), "matrix", || format!("\"{}\" is empty", part.name()))?;
+            outputs += part.rows();
+        }
+        let inputs = first.cols();
+        let parts = parts.iter().map(|stored| Part { stored: stored.clone(), held: OnceLock::new() }).collect();
+        Ok(CandleMatrix { parts, outputs, inputs, product: quantized_matmul, mapped: device.is_cpu() && !quantized_matmul })
+    }
+
+    pub(super) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(super) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Row `row` `[1, inputs]`; the caller has checked that it exists.
+    pub(super) fn row(&self, mut row: usize, device: &Device) -> Result<Tensor> {
+        for Part { stored, .. } in &self.parts {
+            if row < stored.rows() {
+                return dequantized(stored.ty(), stored.row(row), 1, self.inputs, device);
+            }
+            row -= stored.rows();
+        }
+        Err(refused("embed", "a row past the table"))
+    }
+
+    /// `x · selfᵀ`, some columns at a time: `each` is given the first column and `[rows, columns]`.
+    fn multiply(&self, x: &Tensor, device: &Device, mut each: impl FnMut(usize, Tensor) -> Result<()>) -> Result<()> {
+        let x = x.contiguous()?;
+        let mut col = 0;
+        for part in &self.parts {
+            let mut by_dequantized = |weight: Tensor| -> Result<()> {
+                each(col, x.matmul(&weight.t()?)?)?;
+                col += weight.dim(0)?;
+                Ok(())
+            };
+            if self.mapped {
+                for (bytes, rows) in part.tiles() {
+                    by_dequantized(dequantized(part.stored.ty(), bytes, rows, self.inputs, device)?)?;
+                }
+                continue;
+            }
+            match part.held(device, self.product)? {
+                Held::Tiles(tiles) => tiles.iter().try_for_each(|tile| by_dequantized(tile.dequantize(device)?))?,
+                Held::Product(weight) => {
+                    each(col, weight.forward(&x)?)?;
+                    col += part.stored.rows();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    /// Bytes and rows of each tile.
+    fn tiles(&self) -> impl Iterator<Item = (&[u8], usize)> {
+        let row_bytes = self.stored.row_bytes();
+        let rows = (TILE_BYTES / 4 / self.stored.cols()).max(1);
+        self.stored.bytes().chunks(rows * row_bytes).map(move |bytes| (bytes, bytes.len() / row_bytes))
+    }
+
+    fn held(&self, device: &Device, product: bool) -> Result<&Held> {
+        if let Some(held) = self.held.get() {
+            return Ok(held);
+        }
+        let (ty, cols) = (self.stored.ty(), self.stored.cols());
+        let held = if product {
+            Held::Product(QMatMul::from_qtensor(blocks(ty, self.stored.bytes(), self.stored.rows(), cols, device)?)?)
+        } else {
+            Held::Tiles(self.tiles().map(|(bytes, rows)| blocks(ty, bytes, rows, cols, device)).collect::<Result<_>>()?)
+        };
+        Ok(self.held.get_or_init(|| held))
+    }
+}
+
+impl Linear<CandleTarget> {
+    /// `width` columns go in, and the bias has an element per output.
+    pub(super) fn fits(&self, op: &'static str, width: usize) -> Result<()> {
+        let inputs = self.weight.inputs();
+        require(inputs == width, op, || format!("a layer of {inputs} inputs is given {width} columns"))?;
+        self.bias.as_ref().map_or(Ok(()), |bias| bias.is_long(op, "the bias", self.weight.outputs()))
+    }
+
+    /// `x · weightᵀ + bias`, some columns at a time.
+    pub(super) fn project(&self, x: &Tensor, device: &Device, mut each: impl FnMut(usize, Tensor) -> Result<()>) -> Result<()> {
+        self.weight.multiply(x, device, |col, y| match &self.bias {
+            None => each(col, y),
+            Some(bias) => {
+                let cols = y.dim(1)?;
+                each(col, y.broadcast_add(&bias.tensor.narrow(0, col, cols)?)?)
+            }
+        })
+    }
+}
+
+/// candle's name of a format.
+fn dtype(ty: GgmlType) -> GgmlDType {
+    match ty {
+        GgmlType::F32 => GgmlDType::F32,
+        GgmlType::F16 => GgmlDType::F16,
+        GgmlType::BF16 => GgmlDType::BF16,
+        GgmlType::Q4_0 => GgmlDType::Q4_0,
+        GgmlType::Q4_1 => GgmlDType::Q4_1,
+        GgmlType::Q5_0 => GgmlDType::Q5_0,
+        GgmlType::Q5_1 => GgmlDType::Q5_1,
+        GgmlType::Q8_0 => GgmlDType::Q8_0,
+        GgmlType::Q2_K => GgmlDType::Q2K,
+        GgmlType::Q3_K => GgmlDType::Q3K,
+        GgmlType::Q4_K => GgmlDType::Q4K,
+        GgmlType::Q5_K => GgmlDType::Q5K,
+        GgmlType::Q6_K => GgmlDType::Q6K,
+    }
+}
+
+/// A copy of `bytes`, whole rows of a stored tensor and hence aligned for its format, as candle's blocks.
+fn blocks(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<QTensor> {
+    let storage = QStorage::from_data(Cow::Borrowed(bytes), device, dtype(ty))?;
+    Ok(QTensor::new(storage, (rows, cols))?)
+}
+
+/// `bytes` as numbers `[rows, cols]`, taken apart by candle.
+pub(super) fn dequantized(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<Tensor> {
+    Ok(blocks(ty, bytes, rows, cols, device)?.dequantize(device)?)
+}
