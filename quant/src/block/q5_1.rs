@@ -1,0 +1,52 @@
+//! `Q5_1`: 32 elements in 24 bytes, `x = d·q + m`, `q` in 0..=31.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::q4_0::pack;
+use super::q5_0::{fifth_bits, unpack};
+use super::search::{self, Lanes};
+
+/// 32 elements `d·q + m`, `q` being a nibble with a fifth bit on top.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct BlockQ5_1 {
+    /// The scale.
+    pub d: f16,
+    /// The least element.
+    pub m: f16,
+    /// The fifth bits: bit `i` of the little-endian word is element `i`'s.
+    pub qh: [u8; 4],
+    /// Low nibbles: elements 0–15; high nibbles: elements 16–31.
+    pub qs: [u8; 16],
+}
+
+super::block!(BlockQ5_1, Q5_1);
+
+/// Writes the block's elements.
+#[inline(always)]
+pub fn dequantize_block(block: &BlockQ5_1, out: &mut [f32; 32]) {
+    let (d, m) = (block.d.to_f32(), block.m.to_f32());
+    let q = unpack(&block.qh, &block.qs);
+    for (x, q) in out.iter_mut().zip(q) {
+        *x = d * f32::from(q) + m;
+    }
+}
+
+/// Spreads 0..=31 from the least to the greatest element and rounds.
+#[inline(always)]
+pub fn quantize_block(x: &[f32; 32]) -> BlockQ5_1 {
+    let (min, max) = search::ends(x);
+    let d = (max - min) / 31.0;
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    let q: [u8; 32] = std::array::from_fn(|i| search::cut((x[i] - min) * inverse + 0.5).min(31));
+    BlockQ5_1 { d: f16::from_f32(d), m: f16::from_f32(min), qh: fifth_bits(&q), qs: pack(&q) }
+}
+
+/// Eight blocks at once, the least weighted squared error.
+#[inline(always)]
+pub(super) fn quantize_weighted(x: &Lanes<8, 32>, w: &Lanes<8, 32>) -> [BlockQ5_1; 8] {
+    let (d, m, q) = search::shifted(x, w, 31.0, &search::AFFINE_STARTS);
+    std::array::from_fn(|j| BlockQ5_1 { d: d[j], m: m[j], qh: fifth_bits(&q[j]), qs: pack(&q[j]) })
+}
