@@ -5,6 +5,28 @@ pub fn at(template: &str, i: usize, j: usize) -> String {
     template.replace("{i}", &i.to_string()).replace("{j}", &j.to_string())
 }
 
+/// The numbers that make `template` into `name`, 0 where the template has none; `None` when `name` does not come from it.
+pub fn numbers(template: &str, name: &str) -> Option<(usize, usize)> {
+    let mut parts = name.split('.');
+    let (mut i, mut j) = (0, 0);
+    for want in template.split('.') {
+        let part = parts.next()?;
+        match want {
+            "{i}" => i = number(part)?,
+            "{j}" => j = number(part)?,
+            _ if part == want => {}
+            _ => return None,
+        }
+    }
+    parts.next().is_none().then_some((i, j))
+}
+
+/// A number as [`at`] writes it: digits only, no leading zero.
+fn number(part: &str) -> Option<usize> {
+    let n = part.parse::<usize>().ok()?;
+    (n.to_string() == part).then_some(n)
+}
+
 // The language model: llama.cpp's names for architecture `llama`.
 
 /// Token embeddings `[vocabulary, dim]`.
@@ -31,6 +53,15 @@ pub const FFN_GATE: &str = "blk.{i}.ffn_gate.weight";
 pub const FFN_UP: &str = "blk.{i}.ffn_up.weight";
 /// Down projection `[dim, hidden]`.
 pub const FFN_DOWN: &str = "blk.{i}.ffn_down.weight";
+
+/// Router of a mixture `[experts, dim]`.
+pub const FFN_GATE_INP: &str = "blk.{i}.ffn_gate_inp.weight";
+/// Gate projections of all experts `[experts, hidden, dim]`.
+pub const FFN_GATE_EXPS: &str = "blk.{i}.ffn_gate_exps.weight";
+/// Up projections of all experts `[experts, hidden, dim]`.
+pub const FFN_UP_EXPS: &str = "blk.{i}.ffn_up_exps.weight";
+/// Down projections of all experts `[experts, dim, hidden]`.
+pub const FFN_DOWN_EXPS: &str = "blk.{i}.ffn_down_exps.weight";
 
 // The vision half: names of ours. Matrices are [out, in]; convolutions are stored as the matrix that a patch multiplies.
 
