@@ -31,6 +31,16 @@ pub enum TargetError {
         /// What it said.
         what: String,
     },
+    /// A setting has a value it does not know.
+    #[error("{name}={value} is not known — {remedy}")]
+    Option {
+        /// The setting, an environment variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A buffer does not fit into memory.
     #[error("no memory for {bytes} bytes ({what})")]
     Memory {
@@ -47,6 +57,7 @@ impl TargetError {
         match self {
             TargetError::Shape { .. } | TargetError::Type { .. } => ErrorKind::Invalid,
             TargetError::Device { .. } => ErrorKind::Internal,
+            TargetError::Option { .. } => ErrorKind::Usage,
             TargetError::Memory { .. } => ErrorKind::Budget,
         }
     }

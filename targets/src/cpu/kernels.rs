@@ -1,0 +1,249 @@
+//! The table of kernels: portable ones first, overwritten by what the processor has.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use sphinx_quant::GgmlType;
+use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
+
+use super::isa::Isa;
+use super::portable;
+use super::portable::attend::{Keys, Values};
+use super::q8::{Q8Row, Q8RowMut};
+
+/// A weight row with a row of 8-bit activations.
+type Dot<B> = unsafe fn(&[B], Q8Row<'_>) -> f32;
+/// A weight row with a row of activations.
+type FloatDot<W> = unsafe fn(&[W], &[f32]) -> f32;
+
+/// The kernels of one instruction set.
+pub struct Kernels {
+    isa: Isa,
+    dot_f32: FloatDot<f32>,
+    dot_f16: FloatDot<f16>,
+    dot_bf16: FloatDot<bf16>,
+    dot_q4_0: Dot<BlockQ4_0>,
+    dot_q4_1: Dot<BlockQ4_1>,
+    dot_q5_0: Dot<BlockQ5_0>,
+    dot_q5_1: Dot<BlockQ5_1>,
+    dot_q8_0: Dot<BlockQ8_0>,
+    dot_q2_k: Dot<BlockQ2_K>,
+    dot_q3_k: Dot<BlockQ3_K>,
+    dot_q4_k: Dot<BlockQ4_K>,
+    dot_q5_k: Dot<BlockQ5_K>,
+    dot_q6_k: Dot<BlockQ6_K>,
+    quantize_q8: unsafe fn(&[f32], Q8RowMut<'_>),
+    norm_rms: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    norm_layer: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
+    softmax_exp: unsafe fn(&mut [f32], usize, f32) -> f32,
+    act_gelu: unsafe fn(&mut [f32]),
+    act_quick_gelu: unsafe fn(&mut [f32]),
+    act_silu_gate: unsafe fn(&mut [f32], &[f32]),
+    rope_rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
+    #[allow(clippy::type_complexity)] // the shapes of a convolution
+    conv_depthwise: unsafe fn(&[f32], usize, usize, &[f32], usize, &[f32], Range<usize>, &mut [f32], &mut [f32]),
+    conv_scratch: fn(usize, usize) -> usize,
+    attend_scores: unsafe fn(&[f32], usize, Keys<'_>, usize, &mut [f32], usize),
+    attend_mix: unsafe fn(&[f32], usize, Values<'_>, usize, usize, &mut [f32]),
+}
+
+impl Kernels {
+    /// The table for `isa`, or for the best below it that this processor has.
+    pub fn for_isa(isa: Isa) -> Kernels {
+        let isa = Isa::best(Some(isa));
+        Kernels { isa, ..Kernels::portable() }
+    }
+
+    fn portable() -> Kernels {
+        use portable::*;
+        Kernels {
+            isa: Isa::Portable,
+            dot_f32: dot::f32,
+            dot_f16: dot::f16,
+            dot_bf16: dot::bf16,
+            dot_q4_0: dot::q4_0,
+            dot_q4_1: dot::q4_1,
+            dot_q5_0: dot::q5_0,
+            dot_q5_1: dot::q5_1,
+            dot_q8_0: dot::q8_0,
+            dot_q2_k: dot::q2_k,
+            dot_q3_k: dot::q3_k,
+            dot_q4_k: dot::q4_k,
+            dot_q5_k: dot::q5_k,
+            dot_q6_k: dot::q6_k,
+            quantize_q8: quantize::q8,
+            norm_rms: norm::rms,
+            norm_layer: norm::layer,
+            softmax_exp: softmax::exp,
+            act_gelu: act::gelu,
+            act_quick_gelu: act::quick_gelu,
+            act_silu_gate: act::silu_gate,
+            rope_rotate: rope::rotate,
+            conv_depthwise: conv::depthwise,
+            conv_scratch: conv::depthwise_scratch,
+            attend_scores: attend::scores,
+            attend_mix: attend::mix,
+        }
+    }
+
+    /// The instruction set of the table.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// A weight row of quantised type `ty` with a row of 8-bit activations.
+    ///
+    /// # Panics
+    /// When the row has another length than `x`, or `ty` is a float type.
+    pub fn dot(&self, ty: GgmlType, w: &[u8], x: Q8Row<'_>) -> f32 {
+        use bytemuck::cast_slice as blocks;
+        let k = x.qs.len();
+        assert_eq!(ty.row_bytes(k), Some(w.len()), "a row of {ty}");
+        assert!(x.d.len() == k / 32 && x.sums.len() == k / 16);
+        // SAFETY: `Kernels::for_isa` builds a table only for an `Isa` this CPU reported; row and activations are
+        // equally long, as asserted.
+        unsafe {
+            match ty {
+                GgmlType::Q4_0 => (self.dot_q4_0)(blocks(w), x),
+                GgmlType::Q4_1 => (self.dot_q4_1)(blocks(w), x),
+                GgmlType::Q5_0 => (self.dot_q5_0)(blocks(w), x),
+                GgmlType::Q5_1 => (self.dot_q5_1)(blocks(w), x),
+                GgmlType::Q8_0 => (self.dot_q8_0)(blocks(w), x),
+                GgmlType::Q2_K => (self.dot_q2_k)(blocks(w), x),
+                GgmlType::Q3_K => (self.dot_q3_k)(blocks(w), x),
+                GgmlType::Q4_K => (self.dot_q4_k)(blocks(w), x),
+                GgmlType::Q5_K => (self.dot_q5_k)(blocks(w), x),
+                GgmlType::Q6_K => (self.dot_q6_k)(blocks(w), x),
+                GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => panic!("{ty} rows take f32 activations"),
+            }
+        }
+    }
+
+    /// A weight row of float type `ty` with a row of activations.
+    ///
+    /// # Panics
+    /// When the row has another length than `x`, or `ty` is a quantised type.
+    pub fn dot_float(&self, ty: GgmlType, w: &[u8], x: &[f32]) -> f32 {
+        use bytemuck::cast_slice as numbers;
+        assert_eq!(ty.row_bytes(x.len()), Some(w.len()), "a row of {ty}");
+        // SAFETY: as in `dot`.
+        unsafe {
+            match ty {
+                GgmlType::F32 => (self.dot_f32)(numbers(w), x),
+                GgmlType::F16 => (self.dot_f16)(numbers(w), x),
+                GgmlType::BF16 => (self.dot_bf16)(numbers(w), x),
+                _ => panic!("{ty} rows take 8-bit activations"),
+            }
+        }
+    }
+
+    /// A row of activations in 8 bits; see [`portable::quantize::q8`].
+    pub fn quantize_q8(&self, x: &[f32], out: Q8RowMut<'_>) {
+        let k = x.len();
+        assert!(k.is_multiple_of(32) && out.qs.len() == k && out.d.len() == k / 32 && out.sums.len() == k / 16);
+        // SAFETY: the table is for this CPU; the outputs are as long as the kernel needs, as asserted.
+        unsafe { (self.quantize_q8)(x, out) }
+    }
+
+    /// See [`portable::norm::rms`].
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(weight.len() == x.len() && out.len() == x.len());
+        // SAFETY: the table is for this CPU; all rows are equally long, as asserted.
+        unsafe { (self.norm_rms)(x, weight, eps, out) }
+    }
+
+    /// See [`portable::norm::layer`].
+    pub fn layer_norm(&self, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(weight.len() == x.len() && bias.len() == x.len() && out.len() == x.len());
+        // SAFETY: the table is for this CPU; all rows are equally long, as asserted.
+        unsafe { (self.norm_layer)(x, weight, bias, eps, out) }
+    }
+
+    /// See [`portable::softmax::exp`].
+    pub fn softmax_exp(&self, scores: &mut [f32], valid: usize, scale: f32) -> f32 {
+        assert!(valid >= 1 && valid <= scores.len());
+        // SAFETY: the table is for this CPU; `valid` is inside, as asserted.
+        unsafe { (self.softmax_exp)(scores, valid, scale) }
+    }
+
+    /// See [`portable::act::gelu`].
+    pub fn gelu(&self, x: &mut [f32]) {
+        // SAFETY: the table is for this CPU.
+        unsafe { (self.act_gelu)(x) }
+    }
+
+    /// See [`portable::act::quick_gelu`].
+    pub fn quick_gelu(&self, x: &mut [f32]) {
+        // SAFETY: the table is for this CPU.
+        unsafe { (self.act_quick_gelu)(x) }
+    }
+
+    /// See [`portable::act::silu_gate`].
+    pub fn silu_gate(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: the table is for this CPU; both are equally long, as asserted.
+        unsafe { (self.act_silu_gate)(gate, up) }
+    }
+
+    /// See [`portable::rope::rotate`].
+    pub fn rotate(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(!cos.is_empty() && cos.len() == sin.len() && x.len().is_multiple_of(2 * cos.len()));
+        // SAFETY: the table is for this CPU; `x` is whole heads, as asserted.
+        unsafe { (self.rope_rotate)(x, cos, sin) }
+    }
+
+    /// See [`portable::conv::depthwise`]; `scratch` as long as [`Kernels::conv_scratch`] says.
+    #[allow(clippy::too_many_arguments)] // shapes of a convolution
+    pub fn conv_depthwise(
+        &self,
+        x: &[f32],
+        width: usize,
+        channels: usize,
+        kernel: &[f32],
+        side: usize,
+        bias: &[f32],
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let row = width * channels;
+        assert!(row > 0 && x.len().is_multiple_of(row) && rows.end <= x.len() / row && out.len() == rows.len() * row);
+        assert!(side % 2 == 1 && kernel.len() == side * side * channels && bias.len() == channels);
+        assert!(scratch.len() >= self.conv_scratch(width, side));
+        // SAFETY: the table is for this CPU; all slices have the shapes the kernel needs, as asserted.
+        unsafe { (self.conv_depthwise)(x, width, channels, kernel, side, bias, rows, out, scratch) }
+    }
+
+    /// Numbers of scratch that [`Kernels::conv_depthwise`] needs.
+    pub fn conv_scratch(&self, width: usize, side: usize) -> usize {
+        (self.conv_scratch)(width, side)
+    }
+
+    /// See [`portable::attend::scores`].
+    pub fn scores(&self, q: &[f32], head_dim: usize, k: Keys<'_>, tiles: usize, out: &mut [f32], stride: usize) {
+        let n = q.len() / head_dim;
+        let numbers = tiles * head_dim * portable::attend::TILE;
+        assert!(q.len() == n * head_dim && n > 0 && tiles * portable::attend::TILE <= stride && out.len() >= n * stride);
+        assert!(match k {
+            Keys::F32(k) => k.len() >= numbers,
+            Keys::F16(k) => k.len() >= numbers,
+            Keys::Q8(k, d) => k.len() >= numbers && d.len() >= numbers / 32 && head_dim.is_multiple_of(32),
+        });
+        // SAFETY: the table is for this CPU; all slices hold what the kernel reads and writes, as asserted.
+        unsafe { (self.attend_scores)(q, head_dim, k, tiles, out, stride) }
+    }
+
+    /// See [`portable::attend::mix`].
+    pub fn mix(&self, p: &[f32], stride: usize, v: Values<'_>, positions: usize, head_dim: usize, out: &mut [f32]) {
+        let n = out.len() / head_dim;
+        let numbers = positions * head_dim;
+        assert!(out.len() == n * head_dim && n > 0 && positions > 0 && positions <= stride && p.len() >= n * stride);
+        assert!(match v {
+            Values::F32(v, stride) => stride >= head_dim && v.len() >= (positions - 1) * stride + head_dim,
+            Values::F16(v) => v.len() >= numbers,
+            Values::Q8(v, d) => v.len() >= numbers && d.len() >= numbers / 32 && head_dim.is_multiple_of(32),
+        });
+        // SAFETY: the table is for this CPU; all slices hold what the kernel reads and writes, as asserted.
+        unsafe { (self.attend_mix)(p, stride, v, positions, head_dim, out) }
+    }
+}

@@ -1,0 +1,11 @@
+//! The kernels as plain Rust: the specification of every sibling, and what runs where there is none.
+
+pub mod act;
+pub mod attend;
+pub mod conv;
+pub mod dot;
+pub mod norm;
+pub mod quantize;
+pub mod rope;
+pub mod softmax;
+pub mod unpack;

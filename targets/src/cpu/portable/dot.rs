@@ -1,0 +1,138 @@
+//! Dot products of one weight row with one activation row.
+//!
+//! The order of addition is part of the specification, because a row must come out the same whether it is computed
+//! alone or in a batch (where the kernel of `gemm` adds in this order too).
+//!
+//! Quantised rows: the sum over an activation block of 32 is an integer times scales; block `b` is added to lane
+//! `b mod 8`, and the eight lanes are added one after another. Float rows: element `i` is added to lane `i mod 32`,
+//! and the lanes are added one after another.
+
+use half::{bf16, f16};
+use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
+
+use super::unpack::{Codes, half};
+use crate::cpu::q8::Q8Row;
+
+/// Lanes that blocks are dealt to.
+pub const LANES: usize = 8;
+/// Lanes that the elements of float rows are dealt to.
+pub const FLOAT_LANES: usize = 32;
+
+/// `Σ w[i] · x[i]`.
+pub fn f32(w: &[f32], x: &[f32]) -> f32 {
+    float(w, x, |w| w)
+}
+
+/// `Σ w[i] · x[i]`, products in f32.
+pub fn f16(w: &[f16], x: &[f32]) -> f32 {
+    float(w, x, |w| half(w.to_bits()))
+}
+
+/// `Σ w[i] · x[i]`, products in f32.
+pub fn bf16(w: &[bf16], x: &[f32]) -> f32 {
+    float(w, x, |w| f32::from_bits(u32::from(w.to_bits()) << 16))
+}
+
+#[inline(always)]
+fn float<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
+    let mut lanes = [0f32; FLOAT_LANES];
+    let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<FLOAT_LANES>(), x.as_chunks::<FLOAT_LANES>());
+    for (w, x) in w.iter().zip(x) {
+        for i in 0..FLOAT_LANES {
+            lanes[i] += wide(w[i]) * x[i];
+        }
+    }
+    for (lane, (&w, &x)) in lanes.iter_mut().zip(w_rest.iter().zip(x_rest)) {
+        *lane += wide(w) * x;
+    }
+    lanes.iter().fold(0.0, |sum, lane| sum + lane)
+}
+
+/// One function per quantised format.
+macro_rules! rows {
+    ($($name:ident: $block:ty),*) => {$(
+        /// A weight row with an activation row of equally many elements.
+        pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
+            row(w, x)
+        }
+    )*};
+}
+rows!(
+    q4_0: BlockQ4_0, q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q8_0: BlockQ8_0,
+    q2_k: BlockQ2_K, q3_k: BlockQ3_K, q4_k: BlockQ4_K, q5_k: BlockQ5_K, q6_k: BlockQ6_K
+);
+
+/// The row's sum; inlined into functions compiled for wider vectors, which is what its loops are shaped for.
+#[inline(always)]
+pub(in crate::cpu) fn row<B: Codes>(w: &[B], x: Q8Row<'_>) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (qs, sums) = (x.qs.as_chunks::<32>().0, x.sums.as_chunks::<2>().0);
+    let (mut q, mut s, mut m) = ([0u8; 256], [0f32; 16], [0f32; 16]);
+    let per_block = B::LEN / 32;
+    for (i, block) in w.iter().enumerate() {
+        block.unpack(&mut q, &mut s, &mut m);
+        for j in 0..per_block {
+            let b = i * per_block + j;
+            let (codes, x_codes, x_sums) = (&q[32 * j..32 * j + 32], &qs[b], sums[b].map(i32::from));
+            let mut halves = [0i32; 2];
+            for h in 0..2 {
+                for k in 16 * h..16 * h + 16 {
+                    halves[h] += i32::from(codes[k]) * i32::from(x_codes[k]);
+                }
+                halves[h] -= B::OFFSET * x_sums[h];
+            }
+            lanes[b % LANES] += block_sum::<B>(halves, x_sums, &s[j * 32 / B::GROUP..], &m[j * 32 / B::GROUP..]) * x.d[b];
+        }
+    }
+    lanes.iter().fold(0.0, |sum, lane| sum + lane)
+}
+
+/// The sum over one activation block without the activations' scale, from the integer sums of its halves.
+#[inline(always)]
+fn block_sum<B: Codes>(halves: [i32; 2], x_sums: [i32; 2], s: &[f32], m: &[f32]) -> f32 {
+    let mut sum;
+    if B::GROUP == 32 {
+        sum = (halves[0] + halves[1]) as f32 * s[0];
+        if B::MIN {
+            sum -= m[0] * (x_sums[0] + x_sums[1]) as f32;
+        }
+    } else {
+        sum = halves[0] as f32 * s[0];
+        sum += halves[1] as f32 * s[1];
+        if B::MIN {
+            sum -= m[0] * x_sums[0] as f32;
+            sum -= m[1] * x_sums[1] as f32;
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_add_up() {
+        let x: Vec<f32> = (0..77).map(|i| i as f32).collect();
+        let w = vec![2.0f32; 77];
+        assert_eq!(f32(&w, &x), 77.0 * 76.0);
+        let halves: Vec<f16> = w.iter().map(|&v| f16::from_f32(v)).collect();
+        assert_eq!(super::f16(&halves, &x), 77.0 * 76.0);
+        let brains: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+        assert_eq!(super::bf16(&brains, &x), 77.0 * 76.0);
+        assert_eq!(f32(&[], &[]), 0.0);
+    }
+
+    #[test]
+    fn a_block_by_hand() {
+        let mut w = BlockQ4_0 { d: f16::from_f32(0.5), qs: [0x88; 16] }; // all zero
+        w.qs[3] = 0x8f; // element 3 is 7
+        w.qs[5] = 0x08; // element 21 is −8
+        let mut qs = [1i8; 32];
+        qs[3] = 10;
+        qs[21] = -3;
+        let sums = [25i16, 12];
+        let x = Q8Row { qs: &qs, d: &[2.0], sums: &sums };
+        assert_eq!(q4_0(&[w], x), 0.5 * 2.0 * (7.0 * 10.0 + 8.0 * 3.0));
+    }
+}
