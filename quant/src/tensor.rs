@@ -82,7 +82,7 @@ impl Tensor {
         let rows = dims.iter().skip(1).try_fold(1usize, |a, &b| a.checked_mul(b))?;
         let want = ty.row_bytes(*dims.first()?)?.checked_mul(rows)?;
         let slice = bytes.as_slice().get(range.clone())?;
-        if slice.len() != want || slice.as_ptr() as usize % 4 != 0 {
+        if slice.len() != want || !(slice.as_ptr() as usize).is_multiple_of(4) {
             return None;
         }
         Some(Tensor { name: name.into(), ty, dims: dims.to_vec(), bytes, range })

@@ -264,6 +264,9 @@ impl Writer {
         let mut name = path.as_os_str().to_owned();
         name.push(".partial");
         let mut partial = Partial { path: path.to_owned(), partial: PathBuf::from(name), armed: false };
+        if path.is_dir() {
+            return Err(partial.io(io::Error::new(io::ErrorKind::IsADirectory, "a directory has this name")));
+        }
         let file = create_new(&partial.partial).map_err(|e| partial.io(e))?;
         partial.armed = true;
         let mut out = BufWriter::with_capacity(1 << 20, file);
