@@ -56,8 +56,46 @@ pub trait Block: Pod {
     fn dequantize(&self, out: &mut [f32]);
 }
 
+/// A block of 32. (Traits, so that the calls are direct ones and compiled for the caller's instruction set.)
+trait Block32: Block {
+    /// As the Python package does it.
+    fn plain(x: &[f32; 32]) -> Self;
+    /// Eight at once, by search.
+    fn weighted(x: &search::Lanes<8, 32>, w: &search::Lanes<8, 32>) -> [Self; 8];
+}
+
+/// A block of 256.
+trait Block256: Block {
+    /// By search.
+    fn search(x: &[f32; 256], weights: Option<&[f32; 256]>) -> Self;
+}
+
 /// Ties a block struct to its format, and checks ggml's layout while compiling.
 macro_rules! block {
+    ($block:ty, $ty:ident, 32) => {
+        crate::block::block!($block, $ty);
+
+        impl crate::block::Block32 for $block {
+            #[inline(always)]
+            fn plain(x: &[f32; 32]) -> Self {
+                quantize_block(x)
+            }
+            #[inline(always)]
+            fn weighted(x: &Lanes<8, 32>, w: &Lanes<8, 32>) -> [Self; 8] {
+                quantize_weighted(x, w)
+            }
+        }
+    };
+    ($block:ty, $ty:ident, 256) => {
+        crate::block::block!($block, $ty);
+
+        impl crate::block::Block256 for $block {
+            #[inline(always)]
+            fn search(x: &[f32; 256], weights: Option<&[f32; 256]>) -> Self {
+                quantize_block(x, weights)
+            }
+        }
+    };
     ($block:ty, $ty:ident) => {
         const _: () = assert!(size_of::<$block>() == crate::GgmlType::$ty.block_bytes() && align_of::<$block>() == 2);
 
@@ -188,16 +226,16 @@ fn quantize_any(ty: GgmlType, row: &[f32], weights: Option<&[f32]>, out: &mut [u
         GgmlType::F32 => float::f32_to_bytes(row, out),
         GgmlType::F16 => float::f16_to_bytes(row, out),
         GgmlType::BF16 => float::bf16_to_bytes(row, out),
-        GgmlType::Q4_0 => write_32(row, weights, out, q4_0::quantize_block, q4_0::quantize_weighted),
-        GgmlType::Q4_1 => write_32(row, weights, out, q4_1::quantize_block, q4_1::quantize_weighted),
-        GgmlType::Q5_0 => write_32(row, weights, out, q5_0::quantize_block, q5_0::quantize_weighted),
-        GgmlType::Q5_1 => write_32(row, weights, out, q5_1::quantize_block, q5_1::quantize_weighted),
-        GgmlType::Q8_0 => write_32(row, weights, out, q8_0::quantize_block, q8_0::quantize_weighted),
-        GgmlType::Q2_K => write_256(row, weights, out, q2_k::quantize_block),
-        GgmlType::Q3_K => write_256(row, weights, out, q3_k::quantize_block),
-        GgmlType::Q4_K => write_256(row, weights, out, q4_k::quantize_block),
-        GgmlType::Q5_K => write_256(row, weights, out, q5_k::quantize_block),
-        GgmlType::Q6_K => write_256(row, weights, out, q6_k::quantize_block),
+        GgmlType::Q4_0 => write_32::<BlockQ4_0>(row, weights, out),
+        GgmlType::Q4_1 => write_32::<BlockQ4_1>(row, weights, out),
+        GgmlType::Q5_0 => write_32::<BlockQ5_0>(row, weights, out),
+        GgmlType::Q5_1 => write_32::<BlockQ5_1>(row, weights, out),
+        GgmlType::Q8_0 => write_32::<BlockQ8_0>(row, weights, out),
+        GgmlType::Q2_K => write_256::<BlockQ2_K>(row, weights, out),
+        GgmlType::Q3_K => write_256::<BlockQ3_K>(row, weights, out),
+        GgmlType::Q4_K => write_256::<BlockQ4_K>(row, weights, out),
+        GgmlType::Q5_K => write_256::<BlockQ5_K>(row, weights, out),
+        GgmlType::Q6_K => write_256::<BlockQ6_K>(row, weights, out),
     }
 }
 
@@ -210,16 +248,10 @@ fn read<B: Block>(bytes: &[u8], out: &mut [f32]) {
 
 /// Blocks of 32: exactly as the Python package without weights, eight blocks at a time through the search with them.
 #[inline(always)]
-fn write_32<B: Block>(
-    row: &[f32],
-    weights: Option<&[f32]>,
-    out: &mut [u8],
-    plain: impl Fn(&[f32; 32]) -> B,
-    weighted: impl Fn(&search::Lanes<8, 32>, &search::Lanes<8, 32>) -> [B; 8],
-) {
+fn write_32<B: Block32>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let Some(weights) = weights else {
         for (x, out) in row.as_chunks().0.iter().zip(out.chunks_exact_mut(size_of::<B>())) {
-            out.copy_from_slice(bytemuck::bytes_of(&plain(x)));
+            out.copy_from_slice(bytemuck::bytes_of(&B::plain(x)));
         }
         return;
     };
@@ -229,23 +261,18 @@ fn write_32<B: Block>(
         for (ws, w) in ws.as_chunks_mut::<32>().0.iter_mut().zip(w.as_chunks().0) {
             *ws = search::importance(w);
         }
-        let blocks = weighted(&search::transpose(&search::sane(&xs)), &search::transpose(&ws));
+        let blocks = B::weighted(&search::transpose(&search::sane(&xs)), &search::transpose(&ws));
         out.copy_from_slice(&bytemuck::cast_slice(&blocks)[..out.len()]);
     }
 }
 
 /// Blocks of 256, always through the search.
 #[inline(always)]
-fn write_256<B: Block>(
-    row: &[f32],
-    weights: Option<&[f32]>,
-    out: &mut [u8],
-    quantize_block: impl Fn(&[f32; 256], Option<&[f32; 256]>) -> B,
-) {
+fn write_256<B: Block256>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let mut weights = weights.map(|w| w.as_chunks().0.iter());
     for (x, out) in row.as_chunks().0.iter().zip(out.chunks_exact_mut(size_of::<B>())) {
         let w = weights.as_mut().and_then(Iterator::next);
-        out.copy_from_slice(bytemuck::bytes_of(&quantize_block(x, w)));
+        out.copy_from_slice(bytemuck::bytes_of(&B::search(x, w)));
     }
 }
 

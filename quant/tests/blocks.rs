@@ -196,6 +196,29 @@ fn what_a_format_can_hold_survives() {
 }
 
 #[test]
+fn what_is_no_number_is_nothing_to_the_search() {
+    let fixture = index();
+    let mut row = fixture.numbers("input/gauss")[..256].to_vec();
+    let mut weights = vec![1.0; 256];
+    (row[3], row[100], weights[60], weights[61], weights[200]) = (f32::NAN, -f32::NAN, f32::NAN, -1.0, f32::INFINITY);
+    let (mut clean, mut sane) = (row.clone(), weights.clone());
+    (clean[3], clean[100], sane[60], sane[61], sane[200]) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for ty in K {
+        assert!(quantize(ty, &row, None) == quantize(ty, &clean, None), "{ty}");
+    }
+    for ty in LEGACY.into_iter().chain(K) {
+        assert!(quantize(ty, &row, Some(&weights)) == quantize(ty, &clean, Some(&sane)), "{ty} with weights");
+        // Weights that say nothing say the same as equal ones.
+        assert!(quantize(ty, &clean, Some(&[0.0; 256])) == quantize(ty, &clean, Some(&[7.0; 256])), "{ty} with no weight");
+    }
+    row[3] = f32::INFINITY;
+    clean[3] = (1u32 << 30) as f32;
+    for ty in K {
+        assert!(quantize(ty, &row, None) == quantize(ty, &clean, None), "{ty} with infinity");
+    }
+}
+
+#[test]
 #[should_panic(expected = "elements of Q4_K")]
 fn a_short_output_is_the_callers_mistake() {
     block::quantize(Q4_K, &[0.0; 256], None, &mut [0; 143]);

@@ -20,7 +20,7 @@ pub struct BlockQ2_K {
     pub dmin: f16,
 }
 
-super::block!(BlockQ2_K, Q2_K);
+super::block!(BlockQ2_K, Q2_K, 256);
 
 /// Writes the block's elements.
 #[inline(always)]

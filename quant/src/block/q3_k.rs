@@ -20,7 +20,7 @@ pub struct BlockQ3_K {
     pub d: f16,
 }
 
-super::block!(BlockQ3_K, Q3_K);
+super::block!(BlockQ3_K, Q3_K, 256);
 
 /// The scales of the 16 sub-blocks, −32..=31.
 ///

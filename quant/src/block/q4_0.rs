@@ -16,7 +16,7 @@ pub struct BlockQ4_0 {
     pub qs: [u8; 16],
 }
 
-super::block!(BlockQ4_0, Q4_0);
+super::block!(BlockQ4_0, Q4_0, 32);
 
 /// Writes the block's elements.
 #[inline(always)]

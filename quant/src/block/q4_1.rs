@@ -19,7 +19,7 @@ pub struct BlockQ4_1 {
     pub qs: [u8; 16],
 }
 
-super::block!(BlockQ4_1, Q4_1);
+super::block!(BlockQ4_1, Q4_1, 32);
 
 /// Writes the block's elements.
 #[inline(always)]

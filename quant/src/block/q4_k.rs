@@ -20,7 +20,7 @@ pub struct BlockQ4_K {
     pub qs: [u8; 128],
 }
 
-super::block!(BlockQ4_K, Q4_K);
+super::block!(BlockQ4_K, Q4_K, 256);
 
 /// Writes the block's elements.
 #[inline(always)]

@@ -19,7 +19,7 @@ pub struct BlockQ5_0 {
     pub qs: [u8; 16],
 }
 
-super::block!(BlockQ5_0, Q5_0);
+super::block!(BlockQ5_0, Q5_0, 32);
 
 /// Writes the block's elements.
 #[inline(always)]

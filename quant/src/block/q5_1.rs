@@ -22,7 +22,7 @@ pub struct BlockQ5_1 {
     pub qs: [u8; 16],
 }
 
-super::block!(BlockQ5_1, Q5_1);
+super::block!(BlockQ5_1, Q5_1, 32);
 
 /// Writes the block's elements.
 #[inline(always)]

@@ -22,7 +22,7 @@ pub struct BlockQ5_K {
     pub qs: [u8; 128],
 }
 
-super::block!(BlockQ5_K, Q5_K);
+super::block!(BlockQ5_K, Q5_K, 256);
 
 /// Writes the block's elements.
 #[inline(always)]

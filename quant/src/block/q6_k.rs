@@ -20,7 +20,7 @@ pub struct BlockQ6_K {
     pub d: f16,
 }
 
-super::block!(BlockQ6_K, Q6_K);
+super::block!(BlockQ6_K, Q6_K, 256);
 
 /// Writes the block's elements.
 #[inline(always)]

@@ -16,7 +16,7 @@ pub struct BlockQ8_0 {
     pub qs: [i8; 32],
 }
 
-super::block!(BlockQ8_0, Q8_0);
+super::block!(BlockQ8_0, Q8_0, 32);
 
 /// Writes the block's elements.
 #[inline(always)]

@@ -493,22 +493,23 @@ fn signed<const L: usize, const N: usize>(x: &Lanes<L, N>, w: &Lanes<L, N>, rang
             extreme[j] = if x[j].abs() > extreme[j].abs() { x[j] } else { extreme[j] };
         }
     }
-    let zero = [0.0; L];
-    let mut best = Fit { gain: zero, d: zero, m: zero };
-    let mut attempt = |inv: &[f32; L]| {
-        let sum = moments(x, w, inv, &zero, range);
-        let d: [f32; L] = per_lane(|j| sum.qx[j] * inverse(sum.qq[j]));
-        best.keep_better(&Fit { gain: per_lane(|j| sum.qx[j] * d[j]), d, m: zero });
-        best
-    };
-    let mut found = Fit { gain: zero, d: zero, m: zero };
+    let mut best = Fit { gain: [0.0; L], d: [0.0; L], m: [0.0; L] };
     for &(sign, extra) in starts {
-        found = attempt(&per_lane(|j| sign * (extra - range.0) * inverse(extreme[j])));
+        let inv = per_lane(|j| sign * (extra - range.0) * inverse(extreme[j]));
+        best.keep_better(&fit_signed(&moments(x, w, &inv, &[0.0; L], range)));
     }
     for _ in 0..2 {
-        found = attempt(&per_lane(|j| inverse(found.d[j])));
+        let inv = per_lane(|j| inverse(best.d[j]));
+        best.keep_better(&fit_signed(&moments(x, w, &inv, &[0.0; L], range)));
     }
-    found
+    best
+}
+
+/// Least squares for `d`, given the levels.
+#[inline(always)]
+fn fit_signed<const L: usize>(s: &Moments<L>) -> Fit<L> {
+    let d: [f32; L] = per_lane(|j| s.qx[j] * inverse(s.qq[j]));
+    Fit { gain: per_lane(|j| s.qx[j] * d[j]), d, m: [0.0; L] }
 }
 
 /// The best integers of `steps` for a given half-precision number, near the real scales of `want`.
