@@ -1,0 +1,127 @@
+//! WebP: the bitstream of the picture or of an animation's first frame, alpha left aside.
+
+use std::io::Cursor;
+
+use image_webp::{DecodingError, WebPDecoder};
+
+use super::{Canvas, Fault, u16_le, u32_le};
+
+/// A frame inside the canvas.
+struct Frame<'a> {
+    /// `VP8 ` or `VP8L`.
+    kind: &'a [u8],
+    data: &'a [u8],
+    /// Column and row of its top left pixel.
+    x: usize,
+    y: usize,
+    /// Canvas size, where the file states one.
+    canvas: Option<(u32, u32)>,
+}
+
+impl Frame<'_> {
+    /// Pixels of the frame, by its bitstream.
+    fn size(&self) -> Result<(u32, u32), Fault> {
+        Ok(match self.kind {
+            b"VP8L" => {
+                let bits = u32_le(self.data, 1)?;
+                (1 + (bits & 0x3fff), 1 + (bits >> 14 & 0x3fff))
+            }
+            _ => ((u16_le(self.data, 6)? & 0x3fff).into(), (u16_le(self.data, 8)? & 0x3fff).into()),
+        })
+    }
+}
+
+pub(super) fn decode(bytes: &[u8], canvas: &mut Canvas) -> Result<(), Fault> {
+    let frame = first_frame(bytes)?;
+    let (w, h) = frame.size()?;
+    let (cw, ch) = frame.canvas.unwrap_or((w, h));
+    canvas.declare(cw, ch)?;
+    if frame.x as u64 + u64::from(w) > u64::from(cw) || frame.y as u64 + u64::from(h) > u64::from(ch) {
+        return Err(Fault::damaged(format!("a frame of {w} × {h} reaches out of the picture")));
+    }
+    // A file of this frame only: without its alpha plane, and with lossless pixels declared to have four channels,
+    // so that they are decoded straight into the buffer that is returned.
+    let mut file = Vec::with_capacity(frame.data.len() + 21);
+    file.extend(b"RIFF");
+    file.extend((frame.data.len() as u32 + 12).to_le_bytes());
+    file.extend(b"WEBP");
+    file.extend(frame.kind);
+    file.extend((frame.data.len() as u32).to_le_bytes());
+    file.extend(frame.data);
+    let lossless = frame.kind == b"VP8L";
+    if lossless {
+        *file.get_mut(24).ok_or(Fault::Truncated)? |= 0x10;
+    }
+    file.resize(file.len().next_multiple_of(2), 0);
+
+    let mut decoder = WebPDecoder::new(Cursor::new(file)).map_err(fault)?;
+    if decoder.dimensions() != (w, h) {
+        return Err(Fault::Unsupported(format!("a frame of {w} × {h}")));
+    }
+    let whole = (w as usize, h as usize) == (canvas.width, canvas.height);
+    let mut pixels = vec![0; w as usize * h as usize * if lossless { 4 } else { 3 }];
+    decoder.read_image(&mut pixels).map_err(fault)?;
+    drop(decoder);
+    let mut inner = Canvas { width: w as usize, height: h as usize, rgb: Vec::new() };
+    if lossless {
+        inner.take_rgba(pixels)
+    } else {
+        inner.rgb = pixels
+    }
+    if whole {
+        canvas.rgb = inner.rgb;
+        return Ok(());
+    }
+    canvas.allocate();
+    for y in 0..inner.height {
+        canvas.row(frame.y + y)[frame.x * 3..][..inner.width * 3].copy_from_slice(inner.row(y));
+    }
+    Ok(())
+}
+
+/// A RIFF chunk at `at`: its name, its data and where the next one starts.
+fn chunk(bytes: &[u8], at: usize) -> Result<(&[u8], &[u8], usize), Fault> {
+    let size = u32_le(bytes, at + 4)? as usize;
+    let data = bytes.get(at + 8..).and_then(|rest| rest.get(..size)).ok_or(Fault::Truncated)?;
+    Ok((&bytes[at..at + 4], data, at + 8 + size.next_multiple_of(2)))
+}
+
+fn u24(bytes: &[u8], at: usize) -> Result<u32, Fault> {
+    bytes.get(at..at + 3).map(|b| u32::from_le_bytes([b[0], b[1], b[2], 0])).ok_or(Fault::Truncated)
+}
+
+fn first_frame(bytes: &[u8]) -> Result<Frame<'_>, Fault> {
+    let (kind, data, mut at) = chunk(bytes, 12)?;
+    if kind != b"VP8X" {
+        return match kind {
+            b"VP8 " | b"VP8L" => Ok(Frame { kind, data, x: 0, y: 0, canvas: None }),
+            _ => Err(Fault::damaged("no picture in it")),
+        };
+    }
+    let canvas = Some((u24(data, 4)? + 1, u24(data, 7)? + 1));
+    loop {
+        let (kind, data, next) = chunk(bytes, at)?;
+        match kind {
+            b"VP8 " | b"VP8L" => return Ok(Frame { kind, data, x: 0, y: 0, canvas }),
+            b"ANMF" => {
+                let (x, y) = (2 * u24(data, 0)? as usize, 2 * u24(data, 3)? as usize);
+                let mut at = 16;
+                loop {
+                    let (kind, inner, next) = chunk(data, at)?;
+                    if kind == b"VP8 " || kind == b"VP8L" {
+                        return Ok(Frame { kind, data: inner, x, y, canvas });
+                    }
+                    at = next;
+                }
+            }
+            _ => at = next,
+        }
+    }
+}
+
+fn fault(error: DecodingError) -> Fault {
+    match error {
+        DecodingError::IoError(_) => Fault::Truncated,
+        other => Fault::Damaged(other.to_string()),
+    }
+}

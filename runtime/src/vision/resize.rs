@@ -1,0 +1,230 @@
+//! Square padding and Pillow's antialiased bicubic resize of 8-bit pixels, and their normalisation.
+
+use super::preprocess::Picture;
+
+/// Fractional bits of a weight.
+const FRACTION: u32 = 22;
+
+/// Where the picture lies in its square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// In the middle; the odd pixel of padding goes to the right or the bottom.
+    Centre,
+    /// At the top left.
+    TopLeft,
+}
+
+/// A square of 8-bit RGB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Square {
+    /// Pixels a side.
+    pub side: usize,
+    /// `[side, side, 3]`.
+    pub rgb: Vec<u8>,
+}
+
+/// The input samples behind one output sample.
+#[derive(Debug)]
+struct Taps {
+    /// First input sample, inside the content.
+    first: usize,
+    /// Their weights, in units of 2⁻²².
+    weights: Vec<i32>,
+    /// Sum of the weights of samples that are padding.
+    padding: i32,
+}
+
+/// Pads `picture` to a square of `pad` and resizes that to `side` × `side`, to the bit as Pillow does.
+///
+/// The padded square is never made. The horizontal pass runs over rows of content only, each when the vertical
+/// pass first needs it, and as many of them are held as one output row reads.
+///
+/// Source: Pillow's `Resample.c`, BICUBIC with 8 bits per channel.
+pub fn pad_and_resize(picture: &Picture, side: usize, pad: [u8; 3], anchor: Anchor) -> Square {
+    let (width, height) = (picture.width(), picture.height());
+    let from = width.max(height);
+    let start = |length: usize| if anchor == Anchor::Centre { (from - length) / 2 } else { 0 };
+    let (left, top) = (start(width), start(height));
+    let mut rgb = vec![0; side * side * 3];
+    if from == side {
+        rgb.as_chunks_mut::<3>().0.fill(pad);
+        for (y, row) in picture.rgb().chunks_exact(width * 3).enumerate() {
+            rgb[((top + y) * side + left) * 3..][..width * 3].copy_from_slice(row);
+        }
+        return Square { side, rgb };
+    }
+    let across = taps(from, side, left, width);
+    let down = taps(from, side, top, height);
+    // Horizontally resized content rows, row `y` in slot `y mod held`.
+    let held = down.iter().map(|t| t.weights.len()).max().unwrap_or(0).max(1);
+    let mut rows = vec![0u8; held * side * 3];
+    let mut made = 0;
+    let mut sums = vec![0i32; side * 3];
+    for (out, taps) in rgb.chunks_exact_mut(side * 3).zip(&down) {
+        for y in made.max(taps.first)..taps.first + taps.weights.len() {
+            let row = &picture.rgb()[y * width * 3..][..width * 3];
+            resample_row(row, &across, pad, &mut rows[y % held * side * 3..][..side * 3]);
+        }
+        made = made.max(taps.first + taps.weights.len());
+        for sum in sums.as_chunks_mut::<3>().0 {
+            *sum = start_sums(taps.padding, pad);
+        }
+        for (i, &weight) in taps.weights.iter().enumerate() {
+            let row = &rows[(taps.first + i) % held * side * 3..][..side * 3];
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += weight * i32::from(value);
+            }
+        }
+        for (to, &sum) in out.iter_mut().zip(&sums) {
+            *to = (sum >> FRACTION).clamp(0, 255) as u8;
+        }
+    }
+    Square { side, rgb }
+}
+
+/// One row of content, resized; what lies beside it is padding.
+fn resample_row(row: &[u8], taps: &[Taps], pad: [u8; 3], out: &mut [u8]) {
+    for (to, taps) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps) {
+        let mut sums = start_sums(taps.padding, pad);
+        for (pixel, &weight) in row[taps.first * 3..].as_chunks::<3>().0.iter().zip(&taps.weights) {
+            for (sum, &value) in sums.iter_mut().zip(pixel) {
+                *sum += weight * i32::from(value);
+            }
+        }
+        *to = sums.map(|sum| (sum >> FRACTION).clamp(0, 255) as u8);
+    }
+}
+
+/// Rounding, and the part of a sum that padding contributes.
+fn start_sums(padding: i32, pad: [u8; 3]) -> [i32; 3] {
+    pad.map(|value| (1 << (FRACTION - 1)) + padding * i32::from(value))
+}
+
+/// Taps of `from` → `to` samples, of which `content` samples from `start` on are content and the rest padding.
+fn taps(from: usize, to: usize, start: usize, content: usize) -> Vec<Taps> {
+    let (first, weights): (Vec<_>, Vec<_>) = pillow_taps(from, to).into_iter().unzip();
+    let clip = |(first, weights): (usize, Vec<i32>)| {
+        let inside = |i: &usize| (start..start + content).contains(&(first + i));
+        let kept: Vec<i32> = (0..weights.len()).filter(inside).map(|i| weights[i]).collect();
+        let padding = weights.iter().sum::<i32>() - kept.iter().sum::<i32>();
+        // Without content the place does not matter, but it must not run backwards.
+        Taps { first: first.saturating_sub(start).min(content), weights: kept, padding }
+    };
+    first.into_iter().zip(weights).map(clip).collect()
+}
+
+/// First input sample and weights, in units of 2⁻²², of each output sample of Pillow's bicubic filter.
+pub fn pillow_taps(from: usize, to: usize) -> Vec<(usize, Vec<i32>)> {
+    let scale = from as f64 / to as f64;
+    let stretch = scale.max(1.0);
+    let support = 2.0 * stretch;
+    let inverse = 1.0 / stretch;
+    let tap = |o: usize| {
+        let centre = (o as f64 + 0.5) * scale;
+        let low = (centre - support + 0.5).max(0.0) as usize;
+        let high = ((centre + support + 0.5) as usize).min(from);
+        let weights: Vec<f64> = (low..high).map(|i| bicubic((i as f64 - centre + 0.5) * inverse)).collect();
+        let total = weights.iter().fold(0.0, |sum, w| sum + w);
+        let fixed = |w: &f64| {
+            let w = if total != 0.0 { w / total } else { *w } * f64::from(1 << FRACTION);
+            (if w < 0.0 { w - 0.5 } else { w + 0.5 }) as i32
+        };
+        (low, weights.iter().map(fixed).collect())
+    };
+    (0..to).map(tap).collect()
+}
+
+/// Keys' cubic with a = −1/2.
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// `(v / 255 − mean) / std` per channel in f32, each step rounded, as `[3, side, side]`.
+pub fn normalise(square: &Square, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
+    let table: [[f32; 256]; 3] = std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]));
+    let mut out = Vec::with_capacity(square.rgb.len());
+    for (c, table) in table.iter().enumerate() {
+        out.extend(square.rgb.as_chunks::<3>().0.iter().map(|pixel| table[pixel[c] as usize]));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_coefficients() {
+        assert_eq!(pillow_taps(8, 4)[0], (0, vec![1947982, 1947982, 508932, -157945, -52648]));
+        assert_eq!(pillow_taps(5, 2)[0], (0, vec![1455822, 1743238, 1004169, 122286, -131211]));
+        assert_eq!(pillow_taps(2, 5)[0], (0, vec![4609778, -415474]));
+    }
+
+    /// The padded square itself, resized by the same taps without any clipping to the content.
+    fn plainly(picture: &Picture, side: usize, pad: [u8; 3], anchor: Anchor) -> Vec<u8> {
+        let from = picture.width().max(picture.height());
+        let mut square = vec![0; from * from * 3];
+        square.as_chunks_mut::<3>().0.fill(pad);
+        let (x0, y0) = match anchor {
+            Anchor::Centre => ((from - picture.width()) / 2, (from - picture.height()) / 2),
+            Anchor::TopLeft => (0, 0),
+        };
+        for (y, row) in picture.rgb().chunks_exact(picture.width() * 3).enumerate() {
+            square[((y0 + y) * from + x0) * 3..][..row.len()].copy_from_slice(row);
+        }
+        if from == side {
+            return square;
+        }
+        let taps = pillow_taps(from, side);
+        let pass = |data: &[u8], rows: usize, at: &dyn Fn(usize, usize, usize) -> usize| -> Vec<u8> {
+            let mut out = Vec::new();
+            for r in 0..rows {
+                for (first, weights) in &taps {
+                    for c in 0..3 {
+                        let sum: i32 = weights.iter().enumerate().map(|(i, w)| w * i32::from(data[at(r, first + i, c)])).sum();
+                        out.push(((sum + (1 << 21)) >> 22).clamp(0, 255) as u8);
+                    }
+                }
+            }
+            out
+        };
+        let wide = pass(&square, from, &|r, x, c| (r * from + x) * 3 + c);
+        let turned = pass(&wide, side, &|x, y, c| (y * side + x) * 3 + c);
+        let mut out = vec![0; side * side * 3];
+        for x in 0..side {
+            for y in 0..side {
+                for c in 0..3 {
+                    out[(y * side + x) * 3 + c] = turned[(x * side + y) * 3 + c];
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_padded_square_need_not_exist() {
+        for (w, h) in [(1, 1), (2, 1), (1, 9), (7, 7), (24, 24), (40, 3), (5, 61), (33, 32), (24, 10), (100, 99)] {
+            let rgb = (0..w * h * 3).map(|i| (i * 89 % 251) as u8).collect();
+            let picture = Picture::from_rgb(w, h, rgb).unwrap();
+            for anchor in [Anchor::Centre, Anchor::TopLeft] {
+                let got = pad_and_resize(&picture, 24, [122, 116, 104], anchor);
+                assert_eq!(got.rgb, plainly(&picture, 24, [122, 116, 104], anchor), "{w}×{h} {anchor:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn normalised_spot_values() {
+        let square = Square { side: 1, rgb: vec![255, 128, 255] };
+        let (mean, std) = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.2613026, 0.2757771]);
+        assert_eq!(normalise(&square, mean, std), [1.930_336_1, 0.168_897_32, 2.145_897]);
+    }
+}
