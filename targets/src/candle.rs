@@ -14,7 +14,7 @@
 //!   quantised products, on a copy of the weights.
 //! * A row's result may differ in its last bits with the number of rows it is batched with, because candle's matrix
 //!   product picks its blocking by shape.
-//! * A [`KvType::Q8_0`] cache holds numbers that went through the block format and back, as `f32`: the values are
+//! * A [`KvType::Q8_0`](crate::KvType::Q8_0) cache holds numbers that went through the block format and back, as `f32`: the values are
 //!   those of the compact cache, the size is not.
 
 mod attention;
@@ -24,7 +24,7 @@ mod vision;
 use candle_core::{D, DType, Device, DeviceLocation, Tensor};
 use sphinx_quant::Tensor as Stored;
 
-use crate::{Activation, After, AttendShape, Columns, KvShape, KvType, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
+use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
 
 pub use attention::CandleKv;
 pub use matrix::CandleMatrix;
@@ -295,9 +295,10 @@ impl Target for CandleTarget {
     fn embed(&self, table: &CandleMatrix, ids: &[u32], out: &mut CandleBuffer, first: usize) -> Result<()> {
         out.is_wide("embed", "out", table.inputs())?;
         out.holds("embed", first, ids.len())?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= table.outputs()) {
+            return Err(refused("embed", format!("id {id} of a table with {} rows", table.outputs())));
+        }
         for (i, &id) in ids.iter().enumerate() {
-            let known = (id as usize) < table.outputs();
-            require(known, "embed", || format!("token {id} of a table with {} rows", table.outputs()))?;
             out.put(&table.row(id as usize, &self.device)?, first + i, 0)?;
         }
         Ok(())

@@ -4,6 +4,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::*;
+use crate::KvType;
 
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = Pcg64::seed_from_u64(seed);
