@@ -47,7 +47,10 @@ pub enum QuantError {
         remedy: &'static str,
     },
     /// A row cannot be stored in the format.
-    #[error("tensor \"{}\": rows of {cols} elements are no multiple of {ty}'s block of {block} — choose another type for it", printable(tensor))]
+    #[error(
+        "tensor \"{}\": rows of {cols} elements are no multiple of {ty}'s block of {block} — choose another type for it",
+        printable(tensor)
+    )]
     RowLength {
         /// The tensor.
         tensor: String,
