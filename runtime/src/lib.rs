@@ -6,11 +6,23 @@
 //!
 //! Everything is written over [`sphinx_targets::Target`] and never sees a thread or a device.
 
+pub mod decoder;
 pub mod error;
+pub mod memory;
 pub mod prompt;
 pub mod sampler;
+pub mod session;
+pub mod source;
+pub mod sphinx;
 pub mod stream;
 pub mod tokenizer;
 pub mod vision;
 
 pub use error::{Result, RuntimeError};
+pub use memory::Memory;
+pub use prompt::{Template, Turn};
+pub use sampler::Sampling;
+pub use session::{FinishReason, Reply, Request, Session, Timings};
+pub use source::LanguageParams;
+pub use sphinx::{Options, Sphinx};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,123 @@
+//! The language model: embeddings, decoder layers, logits.
+
+use std::sync::Arc;
+
+use sphinx_quant::gguf::{Gguf, names};
+use sphinx_targets::{After, KvShape, KvType, Linear, Rope, Target};
+
+use crate::Result;
+use crate::source::LanguageParams;
+
+mod layer;
+
+use layer::Layer;
+
+/// Rows of logits that are computed at once.
+pub(crate) const LOGIT_ROWS: usize = 16;
+
+/// A decoder of the LLaMA kind over mapped weights.
+pub struct Decoder<T: Target> {
+    embed: T::Matrix,
+    layers: Vec<Layer<T>>,
+    norm: T::Vector,
+    output: Linear<T>,
+    params: LanguageParams,
+}
+
+/// Buffers of one session, named by what they hold. Nothing else is allocated while it runs.
+pub struct Scratch<T: Target> {
+    /// The sequence's rows on their way through the layers `[chunk, dim]`.
+    pub x: T::Buffer,
+    /// Rows after a norm `[chunk, dim]`.
+    normed: T::Buffer,
+    /// Queries, keys and values `[chunk, (heads + 2·kv heads) · head_dim]`.
+    qkv: T::Buffer,
+    /// What attention gathered `[chunk, heads · head_dim]`.
+    mixed: T::Buffer,
+    /// Rows whose logits are wanted `[16, dim]`.
+    picked: T::Buffer,
+    /// Their logits `[16, vocabulary]`.
+    logits: T::Buffer,
+}
+
+impl<T: Target> Decoder<T> {
+    /// The decoder in `file`, which `params` were read from.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of a type the target does not compute with.
+    pub fn load(t: &T, file: &Gguf, params: &LanguageParams) -> Result<Decoder<T>> {
+        let rope = Arc::new(Rope::new(params.head_dim, params.rope_base, params.rope_scale));
+        let layers = (0..params.layers).map(|i| Layer::load(t, file, params, &rope, i)).collect::<Result<Vec<_>>>()?;
+        let output = if params.tied_output { names::TOKEN_EMBD } else { names::OUTPUT };
+        Ok(Decoder {
+            embed: t.matrix(&[file.tensor(names::TOKEN_EMBD)?.clone()])?,
+            layers,
+            norm: t.vector(file.tensor(names::OUTPUT_NORM)?)?,
+            output: Linear { weight: t.matrix(&[file.tensor(output)?.clone()])?, bias: None },
+            params: params.clone(),
+        })
+    }
+
+    /// Sizes and constants.
+    pub fn params(&self) -> &LanguageParams {
+        &self.params
+    }
+
+    /// Buffers for runs of at most `chunk` rows.
+    ///
+    /// # Errors
+    /// When memory does not suffice.
+    pub fn scratch(&self, t: &T, chunk: usize) -> Result<Scratch<T>> {
+        let p = &self.params;
+        let picked = chunk.min(LOGIT_ROWS);
+        Ok(Scratch {
+            x: t.buffer(chunk, p.dim)?,
+            normed: t.buffer(chunk, p.dim)?,
+            qkv: t.buffer(chunk, p.qkv_width())?,
+            mixed: t.buffer(chunk, p.heads * p.head_dim)?,
+            picked: t.buffer(picked, p.dim)?,
+            logits: t.buffer(picked, p.vocabulary)?,
+        })
+    }
+
+    /// Empty caches of `capacity` positions, one per layer.
+    ///
+    /// # Errors
+    /// When memory does not suffice.
+    pub fn caches(&self, t: &T, capacity: usize, ty: KvType) -> Result<Vec<T::Kv>> {
+        let p = &self.params;
+        let shape = KvShape { capacity, heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim, ty };
+        Ok(self.layers.iter().map(|_| t.kv(shape)).collect::<Result<_, _>>()?)
+    }
+
+    /// Writes the embeddings of `ids` to `s.x` from row `first` on.
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary.
+    pub fn embed(&self, t: &T, ids: &[u32], s: &mut Scratch<T>, first: usize) -> Result<()> {
+        Ok(t.embed(&self.embed, ids, &mut s.x, first)?)
+    }
+
+    /// Takes the rows of `s.x`, which stand at positions `pos` and on, through all layers, in place.
+    ///
+    /// # Errors
+    /// When the target fails.
+    pub fn forward(&self, t: &T, s: &mut Scratch<T>, caches: &mut [T::Kv], pos: usize) -> Result<()> {
+        for (l, kv) in self.layers.iter().zip(caches) {
+            layer::layer(t, l, s, kv, pos)?;
+        }
+        Ok(())
+    }
+
+    /// Logits of the `rows` (at most 16) rows of `s.x` from `first` on, into `out` `[rows, vocabulary]`.
+    ///
+    /// # Errors
+    /// When the target fails.
+    pub fn logits(&self, t: &T, s: &mut Scratch<T>, first: usize, rows: usize, out: &mut [f32]) -> Result<()> {
+        t.set_rows(&mut s.picked, rows)?;
+        t.copy(&s.x, first, rows, &mut s.picked, 0, 0)?;
+        t.rms_norm(&s.picked, &self.norm, self.params.eps, &mut s.normed)?;
+        t.linear(&s.normed, &self.output, After::Nothing, &mut s.logits)?;
+        Ok(t.read(&s.logits, 0, out)?)
+    }
+}

@@ -1,0 +1,302 @@
+//! What a language file says about itself, checked before anything is computed from it.
+
+use std::collections::HashSet;
+
+use sphinx_quant::error::printable;
+use sphinx_quant::gguf::keys::{self, Half};
+use sphinx_quant::gguf::{Gguf, names};
+use sphinx_quant::{GgmlType, QuantError, Tensor};
+
+use super::ARCHITECTURES;
+use crate::prompt::Template;
+use crate::{Result, RuntimeError};
+
+const DAMAGED: &str = "the file is damaged or was made for something else; convert it again";
+const UNSUPPORTED: &str = "this version cannot run the model; nothing is computed half right";
+/// Context of a file that is not ours and allows more.
+const PLAIN_CONTEXT: usize = 4096;
+
+/// Sizes and constants of a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LanguageParams {
+    /// `general.name`.
+    pub name: Option<String>,
+    /// The checkpoint's type, in files of ours.
+    pub llama_type: Option<String>,
+    /// Shared with the vision half, in files of ours.
+    pub pair_id: Option<String>,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of a row.
+    pub dim: usize,
+    /// Hidden width of the feed-forward part.
+    pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head: `dim / heads`, even.
+    pub head_dim: usize,
+    /// Pieces, and rows of the embedding table.
+    pub vocabulary: usize,
+    /// Positions to use unless the caller wants another number.
+    pub context: usize,
+    /// Added to the mean square in norms.
+    pub eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_base: f32,
+    /// Multiplies positions; 1 without scaling.
+    pub rope_scale: f32,
+    /// Rows that a picture adds after the first token, if the file says.
+    pub image_rows: Option<usize>,
+    /// What goes around a question.
+    pub template: Template,
+    /// Texts that end a reply.
+    pub stop: Vec<String>,
+    /// Whether the output projection is the embedding table.
+    pub tied_output: bool,
+    /// Whether every matrix is F32: a file for reference runs.
+    pub whole_precision: bool,
+    /// Tensors that nothing here uses.
+    pub unused_tensors: Vec<String>,
+}
+
+impl LanguageParams {
+    /// Reads and checks the metadata and the shapes of all tensors of `file`.
+    ///
+    /// # Errors
+    /// Naming the file, the key or the tensor, what was expected and what was found.
+    pub fn read(file: &Gguf) -> Result<LanguageParams> {
+        check_architecture(file)?;
+        let experts = file.opt_u32(&file.arch_key(keys::EXPERT_COUNT))?.unwrap_or(0);
+        if experts > 0 {
+            let what = format!("the model is a mixture of {experts} experts; mixture models are not supported by this version yet");
+            return Err(file.invalid(what, None, UNSUPPORTED).into());
+        }
+        let size = |key: &str, most: u32| size(file, key, most);
+        let layers = size(keys::BLOCK_COUNT, 1024)?;
+        let dim = size(keys::EMBEDDING_LENGTH, 1 << 17)?;
+        let hidden = size(keys::FEED_FORWARD_LENGTH, 1 << 20)?;
+        let heads = size(keys::HEAD_COUNT, 1024)?;
+        let kv_heads = match file.get(&file.arch_key(keys::HEAD_COUNT_KV)) {
+            Some(_) => size(keys::HEAD_COUNT_KV, 1024)?,
+            None => heads,
+        };
+        let of_file = size(keys::CONTEXT_LENGTH, 1 << 24)?;
+        let wrong = |key: &str, what: String| wrong(file, key, &what);
+        if !dim.is_multiple_of(heads) || !(dim / heads).is_multiple_of(2) {
+            return Err(wrong(keys::HEAD_COUNT, format!("is {heads}: rows of {dim} do not divide into that many heads of even width")));
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(wrong(keys::HEAD_COUNT_KV, format!("is {kv_heads}, which does not divide the {heads} query heads")));
+        }
+        let head_dim = dim / heads;
+        for key in [keys::ROPE_DIM, "attention.key_length", "attention.value_length"] {
+            if let Some(found) = file.opt_u32(&file.arch_key(key))?.filter(|&found| found as usize != head_dim) {
+                return Err(wrong(key, format!("is {found}, expected {head_dim} (width {dim} / {heads} heads)")));
+            }
+        }
+        let eps = file.f32(&file.arch_key(keys::RMS_EPS))?;
+        if !(eps > 0.0 && eps < 1.0) {
+            return Err(wrong(keys::RMS_EPS, format!("is {eps}, expected a small positive number")));
+        }
+        let rope_base = file.opt_f32(&file.arch_key(keys::ROPE_BASE))?.unwrap_or(10000.0);
+        if !(1.0..1e30).contains(&rope_base) {
+            return Err(wrong(keys::ROPE_BASE, format!("is {rope_base}, expected at least 1")));
+        }
+        let own = |key: &str| Half::Language.key(key);
+        let pair_id = file.opt_str(&own(keys::PAIR_ID))?.map(str::to_owned);
+        let ours = pair_id.is_some();
+        let image_rows = file.opt_u32(&own(keys::IMAGE_ROWS))?.map(|n| n as usize);
+        if of_file < 2 + image_rows.unwrap_or(0) {
+            let with = image_rows.map_or(String::new(), |n| format!(", of which a picture takes {n}"));
+            return Err(wrong(keys::CONTEXT_LENGTH, format!("is {of_file}{with}: no room for a text")));
+        }
+        let template = template(file)?;
+        let stop = match file.opt_str_array(&own(keys::STOP))? {
+            Some(stop) if stop.iter().any(String::is_empty) => {
+                return Err(file.invalid(format!("key \"{}\" holds an empty text", own(keys::STOP)), None, DAMAGED).into());
+            }
+            Some(stop) => stop.to_vec(),
+            None => vec![template.stop().to_owned()],
+        };
+        let mut params = LanguageParams {
+            name: file.opt_str(keys::NAME)?.map(str::to_owned),
+            llama_type: file.opt_str(&own(keys::LLAMA_TYPE))?.map(str::to_owned),
+            pair_id,
+            layers,
+            dim,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            vocabulary: vocabulary(file)?,
+            context: if ours { of_file } else { of_file.min(PLAIN_CONTEXT) },
+            eps,
+            rope_base,
+            rope_scale: rope_scale(file)?,
+            image_rows,
+            template,
+            stop,
+            tied_output: !ours && file.find(names::OUTPUT).is_none(),
+            whole_precision: true,
+            unused_tensors: Vec::new(),
+        };
+        params.check_tensors(file)?;
+        Ok(params)
+    }
+
+    /// Columns of the stacked query, key and value.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Names and shapes `[rows, columns]` of all tensors (one row for a vector).
+    fn tensors(&self) -> Vec<(String, usize, usize)> {
+        let (dim, hidden, kv) = (self.dim, self.hidden, self.kv_heads * self.head_dim);
+        let mut all = vec![(names::TOKEN_EMBD.to_owned(), self.vocabulary, dim), (names::OUTPUT_NORM.to_owned(), 1, dim)];
+        if !self.tied_output {
+            all.push((names::OUTPUT.to_owned(), self.vocabulary, dim));
+        }
+        for i in 0..self.layers {
+            all.extend(
+                [
+                    (names::ATTN_NORM, 1, dim),
+                    (names::ATTN_Q, dim, dim),
+                    (names::ATTN_K, kv, dim),
+                    (names::ATTN_V, kv, dim),
+                    (names::ATTN_OUTPUT, dim, dim),
+                    (names::FFN_NORM, 1, dim),
+                    (names::FFN_GATE, hidden, dim),
+                    (names::FFN_UP, hidden, dim),
+                    (names::FFN_DOWN, dim, hidden),
+                ]
+                .map(|(name, rows, cols)| (names::at(name, i, 0), rows, cols)),
+            );
+        }
+        all
+    }
+
+    fn check_tensors(&mut self, file: &Gguf) -> Result<()> {
+        let expected = self.tensors();
+        for (name, rows, cols) in &expected {
+            let tensor = file.tensor(name)?;
+            let fits = if *rows == 1 { tensor.dims() == [*cols] } else { tensor.dims() == [*cols, *rows] };
+            if !fits {
+                let want = if *rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") };
+                return Err(file.invalid(format!("the shape is {}, expected {want}", shape(tensor)), Some(name), DAMAGED).into());
+            }
+            if *rows == 1 && !matches!(tensor.ty(), GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
+                return Err(file.invalid(format!("the type is {}, expected a plain float type", tensor.ty()), Some(name), DAMAGED).into());
+            }
+            self.whole_precision &= tensor.ty() == GgmlType::F32;
+        }
+        let known: HashSet<&str> = expected.iter().map(|(name, ..)| name.as_str()).collect();
+        for tensor in file.tensors().iter().filter(|t| !known.contains(t.name())) {
+            if let Some(what) = changes_the_result(tensor.name(), self.layers) {
+                return Err(file.invalid(what, Some(tensor.name()), UNSUPPORTED).into());
+            }
+            self.unused_tensors.push(tensor.name().to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Why a tensor that no row of the table claims cannot be left out, if so.
+fn changes_the_result(name: &str, layers: usize) -> Option<String> {
+    if let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
+        if layer.parse::<usize>().is_ok_and(|i| i >= layers) {
+            return Some(format!("the metadata promise {layers} layers, this tensor belongs to a further one"));
+        }
+        if rest.ends_with(".bias") || rest.starts_with("attn_q_norm") || rest.starts_with("attn_k_norm") || rest.starts_with("post_") {
+            return Some("the decoder has parameters that a llama model has not".into());
+        }
+        if rest.contains("_exps") || rest.contains("_inp") || rest.contains("_shexp") {
+            return Some("the model is a mixture of experts, but its metadata say that it is dense".into());
+        }
+    }
+    (name.starts_with("rope_") || name == "output.bias" || name == "output_norm.bias")
+        .then(|| "the model has parameters that a llama model has not".into())
+}
+
+/// The shape as a matrix is written, outermost first.
+fn shape(tensor: &Tensor) -> String {
+    let dims: Vec<String> = tensor.dims().iter().rev().map(usize::to_string).collect();
+    format!("[{}]", dims.join(", "))
+}
+
+fn check_architecture(file: &Gguf) -> Result<()> {
+    let refuse = |what: String, remedy| Err(RuntimeError::Invalid { file: file.path().to_owned(), what, remedy });
+    if file.half() == Half::Vision {
+        return refuse(
+            "this is the vision half of a model".into(),
+            "give the language file, NAME.gguf beside mmproj-NAME.gguf; the vision half is found by itself",
+        );
+    }
+    if ARCHITECTURES.contains(&file.arch()) {
+        return Ok(());
+    }
+    let what = format!("the architecture is \"{}\", expected one of {}", printable(file.arch()), ARCHITECTURES.join(", "));
+    refuse(what, "convert a SPHINX or LLaMA checkpoint with `sphinx convert`")
+}
+
+fn wrong(file: &Gguf, key: &str, what: &str) -> RuntimeError {
+    file.invalid(format!("key \"{}\" {what}", file.arch_key(key)), None, DAMAGED).into()
+}
+
+/// The number at `key`, 1 to `most`.
+fn size(file: &Gguf, key: &str, most: u32) -> Result<usize> {
+    let found = file.u32(&file.arch_key(key))?;
+    if found == 0 || found > most {
+        return Err(wrong(file, key, &format!("is {found}, expected 1 to {most}")));
+    }
+    Ok(found as usize)
+}
+
+/// Pieces of the vocabulary, which are the rows of the embedding table and what the metadata say.
+fn vocabulary(file: &Gguf) -> Result<usize> {
+    let pieces = file.str_array(keys::TOK_TOKENS)?.len();
+    let table = file.tensor(names::TOKEN_EMBD)?;
+    if table.rows() != pieces {
+        let what = format!("the embedding table has {} rows, but key \"{}\" has {pieces} pieces", table.rows(), keys::TOK_TOKENS);
+        return Err(file.invalid(what, Some(names::TOKEN_EMBD), DAMAGED).into());
+    }
+    match file.opt_u32(&file.arch_key(keys::VOCAB_SIZE))? {
+        Some(said) if said as usize != pieces => {
+            Err(wrong(file, keys::VOCAB_SIZE, &format!("is {said}, but key \"{}\" has {pieces} pieces", keys::TOK_TOKENS)))
+        }
+        _ => Ok(pieces),
+    }
+}
+
+/// What positions are multiplied by.
+fn rope_scale(file: &Gguf) -> Result<f32, QuantError> {
+    let kind = file.opt_str(&file.arch_key(keys::ROPE_SCALING_TYPE))?;
+    if let Some(kind) = kind.filter(|kind| !matches!(*kind, "linear" | "none")) {
+        let what = format!("key \"{}\" is \"{}\", expected linear or none", file.arch_key(keys::ROPE_SCALING_TYPE), printable(kind));
+        return Err(file.invalid(what, None, UNSUPPORTED));
+    }
+    let mut key = file.arch_key(keys::ROPE_SCALING_FACTOR);
+    let mut factor = file.opt_f32(&key)?;
+    if factor.is_none() {
+        key = file.arch_key("rope.scale_linear"); // what older writers used
+        factor = file.opt_f32(&key)?;
+    }
+    match factor {
+        None => Ok(1.0),
+        // llama.cpp takes a factor of 0 as "none".
+        Some(0.0) => Ok(1.0),
+        Some(_) if kind == Some("none") => Ok(1.0),
+        Some(factor) if factor > 0.0 && factor.is_finite() && (1.0 / factor).is_finite() => Ok(1.0 / factor),
+        Some(factor) => Err(file.invalid(format!("key \"{key}\" is {factor}, expected a positive number"), None, DAMAGED)),
+    }
+}
+
+fn template(file: &Gguf) -> Result<Template, QuantError> {
+    let key = Half::Language.key(keys::TEMPLATE);
+    let Some(name) = file.opt_str(&key)? else { return Ok(Template::default()) };
+    Template::named(name).ok_or_else(|| {
+        let what = format!("key \"{key}\" is \"{}\", expected one of {}", printable(name), Template::NAMES.join(", "));
+        file.invalid(what, None, "chat templates from files are never run; use a built-in one")
+    })
+}

@@ -1,0 +1,175 @@
+//! A model, ready to be asked.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use sphinx_quant::gguf::Gguf;
+use sphinx_targets::{KvType, Target};
+
+use crate::decoder::Decoder;
+use crate::session::{Reply, Request, Session};
+use crate::source::{LanguageParams, Source};
+use crate::tokenizer::Tokenizer;
+use crate::vision::{ImageRows, Observe, Picture, Vision};
+use crate::{Result, RuntimeError};
+
+/// How a model is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The vision half; by default `mmproj-NAME.gguf` beside `NAME.gguf`.
+    pub mmproj: Option<PathBuf>,
+    /// Positions of a session; by default what the file says.
+    pub context: Option<usize>,
+    /// How keys and values are kept; by default F16, and F32 when the language weights are.
+    pub kv: Option<KvType>,
+    /// Rows of a prompt that are run at once.
+    pub chunk: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { mmproj: None, context: None, kv: None, chunk: 512 }
+    }
+}
+
+/// A SPHINX model, or any other LLaMA, on a target.
+pub struct Sphinx<T: Target> {
+    target: T,
+    source: Source,
+    tokenizer: Tokenizer,
+    decoder: Decoder<T>,
+    vision: OnceLock<Vision<T>>,
+    context: usize,
+    kv: KvType,
+    chunk: usize,
+    load_s: f64,
+}
+
+impl<T: Target> Sphinx<T> {
+    /// Opens the model whose language half is at `path`. Weights stay in the file; the vision half is opened when it
+    /// is first needed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Quant`] and [`RuntimeError::Invalid`] for files that cannot be run, [`RuntimeError::Usage`] for
+    /// options that make no sense.
+    pub fn open(target: T, path: &Path, options: &Options) -> Result<Sphinx<T>> {
+        let start = Instant::now();
+        let source = Source::open(path, options.mmproj.as_deref())?;
+        let params = source.params();
+        let context = options.context.unwrap_or(params.context);
+        if !(2..=1 << 24).contains(&context) {
+            return Err(RuntimeError::Usage(format!("the context is {context}, expected 2 to {}", 1 << 24)));
+        }
+        if !(1..=1 << 16).contains(&options.chunk) {
+            return Err(RuntimeError::Usage(format!("prompts are to be run in pieces of {}, expected 1 to {}", options.chunk, 1 << 16)));
+        }
+        if context > params.context {
+            tracing::warn!("a context of {context} is more than the {} that the model was made for", params.context);
+        }
+        for name in &params.unused_tensors {
+            tracing::warn!("tensor \"{}\" is not used", sphinx_quant::error::printable(name));
+        }
+        let kv = options.kv.unwrap_or(if params.whole_precision { KvType::F32 } else { KvType::F16 });
+        let tokenizer = Tokenizer::from_gguf(source.language())?;
+        let decoder = Decoder::load(&target, source.language(), params)?;
+        let load_s = start.elapsed().as_secs_f64();
+        tracing::info!("{} on {}, loaded in {load_s:.3} s", path.display(), target.name());
+        Ok(Sphinx { target, tokenizer, decoder, vision: OnceLock::new(), context, kv, chunk: options.chunk.min(context), load_s, source })
+    }
+
+    /// What computes.
+    pub fn target(&self) -> &T {
+        &self.target
+    }
+
+    /// Sizes and constants of the decoder.
+    pub fn params(&self) -> &LanguageParams {
+        self.source.params()
+    }
+
+    /// The language file.
+    pub fn language(&self) -> &Gguf {
+        self.source.language()
+    }
+
+    /// The model's two files.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Text to ids and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The language model.
+    pub fn decoder(&self) -> &Decoder<T> {
+        &self.decoder
+    }
+
+    /// Positions of a session.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// How sessions keep keys and values.
+    pub fn kv(&self) -> KvType {
+        self.kv
+    }
+
+    /// Seconds that opening took.
+    pub fn load_s(&self) -> f64 {
+        self.load_s
+    }
+
+    /// The encoders, opened on first use.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Invalid`] when the model has no vision half, or one of another model.
+    pub fn vision(&self) -> Result<&Vision<T>> {
+        if let Some(vision) = self.vision.get() {
+            return Ok(vision);
+        }
+        let file = self.source.open_vision()?;
+        let vision = Vision::load(&self.target, &file)?;
+        if vision.dim() != self.params().dim {
+            let what = format!(
+                "its rows are {} wide, the decoder of {} takes {}",
+                vision.dim(),
+                self.language().path().display(),
+                self.params().dim
+            );
+            return Err(RuntimeError::Invalid { file: file.path().to_owned(), what, remedy: "use two files that were converted together" });
+        }
+        Ok(self.vision.get_or_init(|| vision))
+    }
+
+    /// Turns a picture into rows of the decoder; `observe` sees the stages on the way (`&mut ()` sees none).
+    ///
+    /// # Errors
+    /// As [`vision`](Sphinx::vision), and when encoding fails.
+    pub fn encode(&self, picture: &Picture, observe: &mut dyn Observe) -> Result<ImageRows> {
+        self.vision()?.encode(&self.target, picture, observe)
+    }
+
+    /// A new conversation.
+    ///
+    /// # Errors
+    /// When memory for its cache does not suffice.
+    pub fn session(&self) -> Result<Session<'_, T>> {
+        Session::new(self, self.context, self.chunk, self.kv)
+    }
+
+    /// Asks one question, about a picture if there is one, in the model's own template.
+    ///
+    /// # Errors
+    /// As [`encode`](Sphinx::encode) and [`Session::generate`].
+    pub fn ask(&self, picture: Option<&Picture>, question: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
+        let image = picture.map(|p| self.encode(p, &mut ())).transpose()?;
+        let prompt = self.tokenizer.encode_with_bos(&self.params().template.question(None, question));
+        let request = Request { stop: &self.params().stop, ..Request::default() };
+        self.session()?.generate(&prompt, image.as_ref(), &request, on_text)
+    }
+}
