@@ -29,8 +29,9 @@ use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, 
 pub use attention::CandleKv;
 pub use matrix::CandleMatrix;
 
-/// The hidden map of an MLP is held for at most this many bytes of rows.
-const HIDDEN_BYTES: usize = 64 << 20;
+/// The hidden map of an MLP is held for at most this many bytes of rows. Little in unit tests, here and for the other
+/// tiles, so that they see several.
+const HIDDEN_BYTES: usize = if cfg!(test) { 100 } else { 64 << 20 };
 
 /// candle on one of its devices.
 #[derive(Clone, Debug)]

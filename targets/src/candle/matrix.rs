@@ -11,7 +11,7 @@ use super::{CandleTarget, refused, require};
 use crate::{Linear, Result};
 
 /// A tile of rows is taken apart into at most about this many bytes of `f32`.
-const TILE_BYTES: usize = 32 << 20;
+const TILE_BYTES: usize = if cfg!(test) { 200 } else { 32 << 20 };
 
 /// A matrix `[outputs, inputs]`: tensors of a file, stacked.
 #[derive(Debug)]
@@ -173,4 +173,43 @@ fn blocks(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device)
 /// `bytes` as numbers `[rows, cols]`, taken apart by candle.
 pub(super) fn dequantized(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<Tensor> {
     Ok(blocks(ty, bytes, rows, cols, device)?.dequantize(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way other devices go, and candle's own products.
+    #[test]
+    fn held_weights_compute_what_mapped_ones_do() {
+        let values: Vec<f32> = (0..7 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        let mut bytes = vec![0; GgmlType::Q8_0.row_bytes(values.len()).unwrap()];
+        sphinx_quant::block::quantize(GgmlType::Q8_0, &values, None, &mut bytes);
+        let stored = Stored::owned("w", GgmlType::Q8_0, &[64, 7], &bytes).unwrap();
+        let parts = [stored.clone(), stored];
+        let x = Tensor::from_slice(&values[..3 * 64], (3, 64), &Device::Cpu).unwrap();
+        let product = |matrix: &CandleMatrix| {
+            let mut columns = Vec::new();
+            let each = |col: usize, y: Tensor| {
+                assert_eq!(col, columns.iter().map(|y: &Tensor| y.dim(1).unwrap()).sum::<usize>());
+                columns.push(y);
+                Ok(())
+            };
+            matrix.multiply(&x, &Device::Cpu, each).unwrap();
+            let pieces = columns.len();
+            (pieces, Tensor::cat(&columns, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        };
+        let mapped = CandleMatrix::new(&parts, &Device::Cpu, false).unwrap();
+        let (pieces, wanted) = product(&mapped);
+        assert!(pieces > 2, "{pieces} tiles of two parts");
+        let held = CandleMatrix { mapped: false, ..CandleMatrix::new(&parts, &Device::Cpu, false).unwrap() };
+        assert_eq!(product(&held), (pieces, wanted.clone()));
+        assert_eq!(product(&held).1, wanted, "and again from what is held");
+        let quantised = CandleMatrix::new(&parts, &Device::Cpu, true).unwrap();
+        let (pieces, found) = product(&quantised);
+        assert_eq!(pieces, 2);
+        for (found, wanted) in found.iter().zip(&wanted) {
+            assert!((found - wanted).abs() < 0.2, "{found} {wanted}");
+        }
+    }
 }
