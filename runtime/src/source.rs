@@ -21,6 +21,8 @@ pub struct Source {
     language: Gguf,
     params: LanguageParams,
     vision_path: PathBuf,
+    /// Whether the caller named it.
+    vision_given: bool,
 }
 
 impl Source {
@@ -41,8 +43,8 @@ impl Source {
                 path.with_file_name(name)
             }
         };
-        let source = Source { language, params, vision_path };
-        if mmproj.is_some() {
+        let source = Source { language, params, vision_path, vision_given: mmproj.is_some() };
+        if source.vision_given {
             source.open_vision()?;
         }
         Ok(source)
@@ -75,7 +77,7 @@ impl Source {
     /// different models.
     pub fn open_vision(&self) -> Result<Gguf> {
         let invalid = |file: &Path, what: String, remedy| RuntimeError::Invalid { file: file.to_owned(), what, remedy };
-        if !self.vision_path.exists() {
+        if !self.vision_given && !self.vision_path.exists() {
             let what = format!("the model is text only: there is no vision file {}", printable(&self.vision_path.display().to_string()));
             return Err(invalid(self.language.path(), what, "leave the picture out, or name the file with --mmproj"));
         }

@@ -8,8 +8,9 @@
 //! Of two equal pieces the later one is used for encoding; both decode.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
+use ahash::AHashMap;
 use sphinx_quant::error::printable;
 
 use crate::stream::TextStream;
@@ -72,7 +73,7 @@ pub struct Tokenizer {
     scores: Vec<f32>,
     kinds: Vec<Kind>,
     /// Normal, user-defined and unused pieces.
-    ids: HashMap<Box<str>, u32>,
+    ids: AHashMap<Box<str>, u32>,
     longest_bytes: usize,
     bytes: Option<Box<[u32; 256]>>,
     user: Option<Trie>,
@@ -119,7 +120,7 @@ impl Tokenizer {
             pieces: Vec::with_capacity(n),
             scores: Vec::with_capacity(n),
             kinds: Vec::with_capacity(n),
-            ids: HashMap::with_capacity(n),
+            ids: AHashMap::with_capacity(n),
             longest_bytes: 0,
             bytes: None,
             user: None,
@@ -397,7 +398,7 @@ impl Tokenizer {
     }
 
     /// Queues the pair of adjacent symbols `left` and `right` if it forms a piece.
-    fn offer(&self, word: &str, symbols: &[Symbol], pairs: &mut BinaryHeap<Pair>, splits: &mut HashMap<u32, u32>, left: u32, right: u32) {
+    fn offer(&self, word: &str, symbols: &[Symbol], pairs: &mut BinaryHeap<Pair>, splits: &mut AHashMap<u32, u32>, left: u32, right: u32) {
         let (l, r) = (symbols[left as usize], symbols[right as usize]);
         let bytes = r.end - l.start;
         if bytes as usize > self.longest_bytes {
@@ -411,7 +412,7 @@ impl Tokenizer {
     }
 
     /// Puts out the symbol `text`, whose piece is `id` if it was joined; joins to unused pieces are undone.
-    fn emit(&self, text: &str, id: u32, splits: &HashMap<u32, u32>, out: &mut Out) {
+    fn emit(&self, text: &str, id: u32, splits: &AHashMap<u32, u32>, out: &mut Out) {
         let known = if id == NONE { self.ids.get(text).copied() } else { Some(id) };
         let Some(id) = known else {
             match &self.bytes {
@@ -489,7 +490,7 @@ struct Merge {
     symbols: Vec<Symbol>,
     pairs: BinaryHeap<Pair>,
     /// For unused pieces: bytes of the left part of the pair that formed them.
-    splits: HashMap<u32, u32>,
+    splits: AHashMap<u32, u32>,
 }
 
 /// Ids so far. Neighbouring unknown pieces become one.
@@ -510,7 +511,7 @@ impl Out {
 /// User-defined pieces by their bytes.
 #[derive(Debug, Default)]
 struct Trie {
-    children: HashMap<(u32, u8), u32>,
+    children: AHashMap<(u32, u8), u32>,
     /// The piece that ends at a node.
     ends: Vec<Option<u32>>,
 }

@@ -494,6 +494,8 @@ fn the_two_halves_must_be_a_pair() {
     assert_eq!(open_with(&file.path(), &given).err().unwrap().kind(), ErrorKind::Invalid);
     let given = Options { mmproj: Some(file.path()), ..Options::default() };
     assert!(open_with(&ours, &given).err().unwrap().to_string().contains("sphinx-vision"));
+    let given = Options { mmproj: Some(file.folder.path().join("mmproj-none.gguf")), ..Options::default() };
+    assert_eq!(open_with(&ours, &given).err().unwrap().kind(), ErrorKind::Io);
     assert_eq!(open_with(&file.folder.path().join("none.gguf"), &Options::default()).err().unwrap().kind(), ErrorKind::Io);
 }
 

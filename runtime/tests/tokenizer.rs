@@ -212,7 +212,45 @@ fn a_megabyte_takes_no_quadratic_time() {
     }
 }
 
+/// The rule without any cleverness: join the best neighbours of the whole text until there are none.
+fn join_naively(pieces: &[String], scores: &[f32], text: &str) -> Vec<u32> {
+    let mut symbols: Vec<String> = text.replace(' ', "\u{2581}").chars().map(String::from).collect();
+    let find = |symbol: &str| pieces.iter().rposition(|p| p == symbol);
+    loop {
+        let mut best: Option<(f32, usize)> = None;
+        for i in 1..symbols.len() {
+            let score = find(&symbols[i - 1..=i].concat()).map(|id| scores[id]);
+            if let Some(score) = score.filter(|&s| best.is_none_or(|b| s > b.0)) {
+                best = Some((score, i - 1));
+            }
+        }
+        let Some((_, i)) = best else { break };
+        let right = symbols.remove(i + 1);
+        symbols[i].push_str(&right);
+    }
+    symbols.iter().map(|s| find(s).unwrap_or(0) as u32).collect()
+}
+
 proptest! {
+    #[test]
+    fn any_vocabulary_joins_as_the_rule_says(
+        pieces in proptest::collection::vec(("[ab \u{2581}é]{1,4}", 0..5i32), 1..30),
+        text in "[ab é]{0,40}",
+    ) {
+        // Unknown, then every character, then the drawn pieces.
+        let mut all: Vec<String> = ["<unk>", "a", "b", "\u{2581}", "é"].map(Into::into).into();
+        let mut scores = vec![-9.0; 5];
+        for (piece, score) in pieces {
+            all.push(piece);
+            scores.push(score as f32);
+        }
+        let mut types = vec![1; all.len()];
+        types[0] = 2;
+        let v = Vocabulary { pieces: &all, scores: &scores, types: &types, bos: 0, eos: 0, unk: 0, add_space_prefix: false };
+        let tokenizer = Tokenizer::new(v).unwrap();
+        prop_assert_eq!(tokenizer.encode(&text), join_naively(&all, &scores, &text));
+    }
+
     #[test]
     fn any_text_comes_back(text in "\\PC*", control in any::<char>()) {
         let (tokenizer, _) = load(TINY);
