@@ -6,6 +6,8 @@ mod arguments;
 mod commands;
 mod device;
 mod failure;
+mod interrupt;
+mod output;
 mod progress;
 mod table;
 
@@ -17,6 +19,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     progress::start_logging(cli.verbose);
+    interrupt::listen();
     let result = match cli.command {
         Command::Convert(a) => commands::convert::run(a, cli.no_progress),
         Command::Quantize(a) => commands::quantize::run(a, cli.no_progress),

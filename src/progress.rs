@@ -52,7 +52,7 @@ impl Progress for Bar {
     }
 
     fn tensor(&self, name: &str, from: &str, to: &str) {
-        let memory = sphinx_runtime::memory::usage().map_or(String::new(), |m| format!("  RSS {}", crate::table::bytes(m.rss_bytes)));
+        let memory = sphinx_runtime::Memory::now().map_or(String::new(), |m| format!("  memory {}", crate::table::bytes(m.anonymous_bytes + m.mapped_bytes)));
         self.with(|bar| bar.set_message(format!("{name} {from}→{to}{memory}")));
     }
 

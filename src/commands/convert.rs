@@ -40,6 +40,8 @@ pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
         force: args.force,
         strict: args.strict,
     };
+    crate::interrupt::writes(&options.output);
+    crate::interrupt::writes(&sphinx_convert::mmproj_path(&options.output));
     let bar = Bar::new(no_progress);
     let start = Instant::now();
     let report = if args.dry_run { sphinx_convert::dry_run(&options, &bar)? } else { sphinx_convert::convert(&options, &bar)? };

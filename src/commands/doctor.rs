@@ -26,7 +26,7 @@ pub fn run(args: DoctorArgs) -> Result<()> {
     let disk = disk_speed(&args.disk)?;
     let free = free_disk(&args.disk);
     let cpu = cpu_name();
-    let features = sphinx_targets::cpu::features();
+    let features: Vec<&str> = sphinx_targets::cpu::features().into_iter().filter(|f| f.1).map(|f| f.0).collect();
     let available = memory.map(|(_, available)| available);
     let fits: Vec<Value> = MEMBERS
         .iter()
@@ -37,7 +37,7 @@ pub fn run(args: DoctorArgs) -> Result<()> {
         .collect();
     if args.json {
         let report = json!({
-            "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "features": features, "isa": target.isa().to_string(), "threads": target.threads(),
+            "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "features": features, "isa": target.isa().name(), "threads": target.threads(),
             "memory_bytes": memory.map(|m| m.0), "memory_available_bytes": available, "memory_read_gb_per_s": read,
             "disk": { "path": args.disk, "free_bytes": free, "write_mb_per_s": disk.0, "read_mb_per_s": disk.1 },
             "members": fits,
@@ -47,7 +47,7 @@ pub fn run(args: DoctorArgs) -> Result<()> {
     }
     println!("sphinx {}", env!("CARGO_PKG_VERSION"));
     println!("processor  {cpu}: {}", features.join(" "));
-    println!("kernels    {} on {} threads (SPHINX_ISA caps the set)", target.isa(), target.threads());
+    println!("kernels    {} on {} threads (SPHINX_ISA caps the set)", target.isa().name(), target.threads());
     if let Some((total, available)) = memory {
         println!("memory     {} of {} available, read at {read:.1} GB/s", table::bytes(available), table::bytes(total));
     }

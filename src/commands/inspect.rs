@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value as Json, json};
 use sphinx_quant::error::printable;
-use sphinx_quant::gguf::read::{Array, Value};
+use sphinx_quant::gguf::{Array, Value};
 use sphinx_quant::gguf::{Gguf, keys};
 
 use crate::arguments::{InspectArgs, Reader};
@@ -171,20 +171,27 @@ fn checkpoint(args: &InspectArgs) -> Result<String> {
         }
         return Ok(format!("{out}\n"));
     }
-    let parameters: u64 = holds.tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     let mut text = format!(
-        "{}: checkpoint, type {}, {} tensors, {:.1} M parameters\n",
+        "{}: checkpoint, type {}{}, {} tensors, {:.1} M parameters in all shards, {}\n",
         shown(&args.path),
         printable(holds.llama_type.as_deref().unwrap_or("unknown (no meta.json)")),
+        if holds.supported { "" } else { " (not converted by this version)" },
         holds.tensors.len(),
-        parameters as f64 / 1e6
+        holds.elements as f64 / 1e6,
+        table::bytes(holds.bytes)
     );
     for (key, value) in &holds.config {
         text += &format!("{:<32} {}\n", printable(key), printable(&value.to_string()));
     }
     if args.tensors {
-        let rows = holds.tensors.iter().map(|t| vec![printable(&t.name), t.dtype.clone(), format!("{:?}", t.shape), t.shards.to_string()]);
-        text += &format!("\n{}\n", table::plain(&["tensor", "dtype", "shape", "shards"], rows));
+        let rows = holds.tensors.iter().map(|t| {
+            let shapes: Vec<String> = t.shapes.iter().map(|s| format!("{s:?}")).collect();
+            vec![printable(&t.name), t.dtype.clone().unwrap_or_else(|| "?".into()), shapes.join(" ")]
+        });
+        text += &format!("\n{}\n", table::plain(&["tensor", "dtype", "shape in every shard"], rows));
+    }
+    for note in &holds.notes {
+        text += &format!("note: {}\n", printable(note));
     }
     Ok(text)
 }

@@ -25,6 +25,7 @@ pub fn run(args: QuantizeArgs, no_progress: bool) -> Result<()> {
         max_memory: args.max_memory,
         force: args.force,
     };
+    crate::interrupt::writes(&options.output);
     let start = Instant::now();
     let report = sphinx_convert::quantize(&options, &Bar::new(no_progress))?;
     print(&report, args.json, Some(start.elapsed().as_secs_f64()))

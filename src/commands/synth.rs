@@ -22,6 +22,8 @@ pub fn run(args: SynthArgs, no_progress: bool) -> Result<()> {
         threads: threads(args.threads),
         force: args.force,
     };
+    crate::interrupt::writes(&options.output);
+    crate::interrupt::writes(&sphinx_convert::mmproj_path(&options.output));
     let start = Instant::now();
     let report = sphinx_convert::synth(&options, &Bar::new(no_progress))?;
     print(&report, false, Some(start.elapsed().as_secs_f64()))

@@ -1,0 +1,109 @@
+//! What the commands that run a model share: opening, encoding, tables of stages.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use sphinx_runtime::vision::{ImageRows, Observe, Picture, VisionTimings};
+use sphinx_runtime::{Memory, Options, Reply, Request, Sampling, Sphinx};
+use sphinx_targets::{KvType, Target};
+
+use crate::arguments::{GenerateArgs, KvArg, ModelArgs};
+use crate::table;
+
+/// Opens the model of the flags on `target`.
+pub fn open<T: Target>(target: T, args: &ModelArgs) -> Result<Sphinx<T>> {
+    let kv = args.kv.map(|kv| match kv {
+        KvArg::F32 => KvType::F32,
+        KvArg::F16 => KvType::F16,
+        KvArg::Q8_0 => KvType::Q8_0,
+    });
+    let options = Options { mmproj: args.mmproj.clone(), context: args.context, kv, chunk: args.chunk };
+    let model = Sphinx::open(target, &args.model, &options)?;
+    tracing::info!("{}", model.target().name());
+    tracing::info!("loaded in {}, context {}, cache {:?}", table::seconds(model.load_s()), model.context(), model.kv());
+    Ok(model)
+}
+
+/// Decodes and encodes the picture in `file`.
+pub fn encode<T: Target>(model: &Sphinx<T>, file: &Path, observe: &mut dyn Observe) -> Result<ImageRows> {
+    // The vision half first: a model without one says so before a large picture is decoded.
+    model.vision()?;
+    Ok(model.encode(&Picture::open(file)?, observe)?)
+}
+
+/// The prompt's ids: BOS, then the question in the template, or the text as it is.
+pub fn prompt<T: Target>(model: &Sphinx<T>, text: &str, system: Option<&str>, raw: bool) -> Vec<u32> {
+    if raw {
+        return model.tokenizer().encode_with_bos(text);
+    }
+    model.tokenizer().encode_with_bos(&model.params().template.question(system, text))
+}
+
+/// The texts that end a reply: the caller's, else the template's, none for raw text.
+pub fn stops<T: Target>(model: &Sphinx<T>, args: &GenerateArgs) -> Vec<String> {
+    match (args.stop.is_empty(), args.raw) {
+        (false, _) => args.stop.clone(),
+        (true, false) => model.params().stop.clone(),
+        (true, true) => Vec::new(),
+    }
+}
+
+/// What to generate, from the flags.
+pub fn request<'a>(args: &GenerateArgs, stop: &'a [String]) -> Request<'a> {
+    Request {
+        sampling: Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed },
+        max_tokens: args.max_tokens,
+        stop,
+        truncate: args.truncate,
+    }
+}
+
+/// A stage: its name, its seconds, what it worked on and how fast.
+pub type Stage = (&'static str, f64, String);
+
+/// The stages of encoding a picture.
+pub fn vision_stages(t: &VisionTimings) -> Vec<Stage> {
+    [("preprocess", t.preprocess_s), ("convnext", t.convnext_s), ("dinov2", t.dinov2_s), ("project", t.project_s)]
+        .map(|(name, s)| (name, s, String::new()))
+        .into()
+}
+
+/// The stages of a whole answer.
+pub fn reply_stages(load_s: f64, image: Option<&ImageRows>, reply: &Reply) -> Vec<Stage> {
+    let t = &reply.timings;
+    let rate = |n: usize, s: f64| if s > 0.0 { format!("{n} positions, {:.1} tokens/s", n as f64 / s) } else { format!("{n} positions") };
+    let mut stages = vec![("load", load_s, String::new())];
+    stages.extend(image.map(|i| vision_stages(&i.timings)).unwrap_or_default());
+    stages.push(("prefill", t.prefill_s, rate(t.prefill_positions, t.prefill_s)));
+    stages.push(("decode", t.decode_s, rate(t.decode_tokens, t.decode_s)));
+    stages
+}
+
+/// Prints stages and memory to standard error.
+pub fn stage_table(stages: &[Stage]) {
+    let rows = stages.iter().map(|(name, s, what)| vec![(*name).to_owned(), table::seconds(*s), what.clone()]);
+    eprintln!("{}", table::plain(&["stage", "time", ""], rows));
+    if let Some(m) = Memory::now() {
+        let (own, mapped, peak) = (table::bytes(m.anonymous_bytes), table::bytes(m.mapped_bytes), table::bytes(m.peak_bytes));
+        eprintln!("memory: {own} own, {mapped} of mapped files, {peak} at the peak (both together)");
+    }
+}
+
+/// Memory as JSON.
+pub fn memory_json() -> Value {
+    Memory::now().map_or(Value::Null, |m| {
+        json!({ "rss_anon_bytes": m.anonymous_bytes, "rss_file_bytes": m.mapped_bytes, "peak_rss_bytes": m.peak_bytes })
+    })
+}
+
+/// Timings of a whole answer as JSON.
+pub fn timings_json(load_s: f64, image: Option<&ImageRows>, reply: &Reply) -> Value {
+    let t = &reply.timings;
+    let encode_s = image.map(|i| i.timings.preprocess_s + i.timings.convnext_s + i.timings.dinov2_s + i.timings.project_s);
+    json!({
+        "load_s": load_s, "image": image.map(|i| i.timings), "encode_s": encode_s, "prefill_s": t.prefill_s,
+        "prefill_positions": t.prefill_positions, "first_token_s": t.first_token_s + encode_s.unwrap_or(0.0),
+        "decode_s": t.decode_s, "decode_tokens": t.decode_tokens,
+    })
+}

@@ -1,0 +1,90 @@
+//! `sphinx run`: one question, one answer.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use serde_json::json;
+use sphinx_targets::Target;
+
+use super::model;
+use crate::arguments::RunArgs;
+use crate::device::{self, Job};
+
+pub fn run(args: RunArgs, verbose: u8) -> Result<()> {
+    device::dispatch(args.model.device, args.model.threads, Run { args: &args, verbose })
+}
+
+struct Run<'a> {
+    args: &'a RunArgs,
+    verbose: u8,
+}
+
+impl Job for Run<'_> {
+    type Out = ();
+
+    fn run<T: Target>(self, target: T) -> Result<()> {
+        let args = self.args;
+        let model = model::open(target, &args.model)?;
+        let image = args.image.as_deref().map(|file| model::encode(&model, file, &mut ())).transpose()?;
+        let prompt = model::prompt(&model, &args.prompt, args.generate.system.as_deref(), args.generate.raw);
+        let stops = model::stops(&model, &args.generate);
+        let request = model::request(&args.generate, &stops);
+        let mut session = model.session()?;
+        let mut writer = Trimmed::default();
+        let mut failed = None;
+        let reply = session.generate(&prompt, image.as_ref(), &request, &mut |text| {
+            if args.json {
+                return ControlFlow::Continue(());
+            }
+            match writer.push(text) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    failed = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
+        if args.json {
+            let out = json!({
+                "text": reply.text.trim(), "tokens": reply.tokens, "finish_reason": reply.finish.name(), "prompt_tokens": reply.prompt_tokens,
+                "image_tokens": reply.image_tokens, "dropped_tokens": reply.dropped_tokens,
+                "timings": model::timings_json(model.load_s(), image.as_ref(), &reply), "memory": model::memory_json(),
+            });
+            println!("{out}");
+        } else {
+            println!();
+        }
+        if self.verbose > 0 {
+            model::stage_table(&model::reply_stages(model.load_s(), image.as_ref(), &reply));
+        }
+        Ok(())
+    }
+}
+
+/// Prints text as it comes, without white space at either end.
+#[derive(Default)]
+pub struct Trimmed {
+    begun: bool,
+    held: String,
+}
+
+impl Trimmed {
+    /// Prints all of `text` but leading white space of the whole and white space that may yet be trailing.
+    pub fn push(&mut self, text: &str) -> std::io::Result<()> {
+        self.held.push_str(if self.begun { text } else { text.trim_start() });
+        let end = self.held.trim_end().len();
+        if end == 0 && !self.begun {
+            self.held.clear();
+            return Ok(());
+        }
+        self.begun = true;
+        let mut out = std::io::stdout().lock();
+        out.write_all(self.held[..end].as_bytes())?;
+        self.held.drain(..end);
+        out.flush()
+    }
+}

@@ -1,0 +1,31 @@
+//! Ctrl-C and SIGTERM: unfinished outputs are removed, then exit 130.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Starts listening.
+pub fn listen() {
+    let set = ctrlc::set_handler(|| {
+        for path in UNFINISHED.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            let _gone = std::fs::remove_file(path);
+        }
+        std::process::exit(130);
+    });
+    if let Err(e) = set {
+        tracing::debug!("no handler for Ctrl-C: {e}");
+    }
+}
+
+/// Remembers that `path` is about to be written through `path.partial`.
+pub fn writes(path: &Path) {
+    UNFINISHED.lock().unwrap_or_else(|e| e.into_inner()).push(partial(path));
+}
+
+/// The name under which `path` is written before it is whole.
+pub fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
