@@ -182,6 +182,18 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
+fn a_scan_may_name_a_table_that_it_does_not_need() {
+    let mut file = std::fs::read(fixtures().join("grey_progressive.jpg")).unwrap();
+    let whole = Picture::from_bytes(&file, "x").unwrap();
+    let first = file.windows(2).position(|w| w == [0xff, 0xda]).unwrap();
+    assert_eq!(file[first + 4..first + 7], [1, 1, 0], "one component, tables 0 and 0");
+    file[first + 6] |= 13;
+    assert_eq!(Picture::from_bytes(&file, "x").unwrap(), whole);
+    file[first + 6] = 13 << 4;
+    assert!(Picture::from_bytes(&file, "x").unwrap_err().to_string().contains("without its Huffman tables"));
+}
+
+#[test]
 fn scans_are_counted() {
     // A refinement scan again and again: each reads little and visits every block.
     let file = std::fs::read(fixtures().join("grey_progressive.jpg")).unwrap();

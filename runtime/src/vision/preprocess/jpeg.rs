@@ -212,12 +212,11 @@ fn read_scan(bytes: &[u8], at: usize, body: &[u8], frame: &mut Frame, tables: &T
         if members.iter().any(|&(i, ..)| i == index) {
             return Err(Fault::damaged("a scan with a component twice"));
         }
-        let table = |set: &[Option<Box<Huffman>>; 4], id: u8| set.get(usize::from(id)).is_some_and(Option::is_some);
-        let (dc, ac) = (selector[1] >> 4, selector[1] & 15);
-        if kind.needs_dc() && !table(&tables.dc, dc) || kind.needs_ac() && !table(&tables.ac, ac) {
+        let (dc, ac) = (usize::from(selector[1] >> 4), usize::from(selector[1] & 15));
+        if kind.needs_dc() && table(&tables.dc, dc).is_none() || kind.needs_ac() && table(&tables.ac, ac).is_none() {
             return Err(Fault::damaged("a scan without its Huffman tables"));
         }
-        members.push((index, usize::from(dc), usize::from(ac)));
+        members.push((index, dc, ac));
     }
     if members.is_empty() || members.len() > 4 {
         return Err(short());
@@ -269,7 +268,7 @@ fn read_scan(bytes: &[u8], at: usize, body: &[u8], frame: &mut Frame, tables: &T
                 let (h, v) = if alone { (1, 1) } else { (c.h, c.v) };
                 for i in 0..h * v {
                     let block = (row * v + i / h) * c.stride + column * h + i % h;
-                    let (dc, ac) = (tables.dc[dc].as_deref(), tables.ac[ac].as_deref());
+                    let (dc, ac) = (table(&tables.dc, dc), table(&tables.ac, ac));
                     if frame.progressive {
                         let Some(block) = c.coefficients.as_chunks_mut::<64>().0.get_mut(block) else { continue };
                         kind.read(&mut bits, dc, ac, &mut predictions[member], &mut end_of_band, block);
@@ -284,6 +283,11 @@ fn read_scan(bytes: &[u8], at: usize, body: &[u8], frame: &mut Frame, tables: &T
         }
     }
     if bits.exhausted() && bits.at_end() { Err(Fault::Truncated) } else { Ok(bits.position()) }
+}
+
+/// Table `id`, if there is one; a scan may name one that it does not need.
+fn table(set: &[Option<Box<Huffman>>; 4], id: usize) -> Option<&Huffman> {
+    set.get(id)?.as_deref()
 }
 
 /// What the channels mean, by libjpeg's rules.
