@@ -1,11 +1,12 @@
 //! JSON from untrusted files: bounded in size and depth, and no key twice.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use sphinx_quant::error::printable;
 
 use super::source::Source;
@@ -27,60 +28,60 @@ pub(super) fn object(path: &Path, most: u64) -> Result<Map<String, Value>> {
         return Err(bad(format!("is {} bytes long, at most {most} are read", file.bytes())));
     }
     let text = file.read_vec(0, file.bytes() as usize)?;
-    match serde_json::from_slice(&text) {
-        Ok(Strict(Value::Object(map))) => Ok(map),
+    let parsed = serde_json::from_slice(&text).and_then(|UniqueKeys| serde_json::from_slice(&text));
+    match parsed {
+        Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(bad("is JSON, but not an object { … }".into())),
         Err(e) => Err(bad(format!("is not valid JSON: {}", printable(&e.to_string())))),
     }
 }
 
-/// A value in which no object names a key twice. Depth is bounded by `serde_json` itself (128).
-struct Strict(Value);
+/// JSON in which no object names a key twice. Depth is bounded by `serde_json` itself (128).
+///
+/// Values are read in a second pass: how numbers come to a visitor depends on features that other crates may switch on.
+struct UniqueKeys;
 
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Strict, D::Error> {
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<UniqueKeys, D::Error> {
         struct Any;
         impl<'de> Visitor<'de> for Any {
-            type Value = Value;
+            type Value = ();
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("JSON")
             }
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
+            fn visit_unit<E>(self) -> Result<(), E> {
+                Ok(())
             }
-            fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-                Ok(Value::Bool(v))
+            fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+                Ok(())
             }
-            fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-                Ok(Value::Number(v.into()))
+            fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+                Ok(())
             }
-            fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-                Ok(Value::Number(v.into()))
+            fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+                Ok(())
             }
-            fn visit_f64<E: Error>(self, v: f64) -> Result<Value, E> {
-                Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
+            fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+                Ok(())
             }
-            fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-                Ok(Value::String(v.to_owned()))
+            fn visit_str<E>(self, _: &str) -> Result<(), E> {
+                Ok(())
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(Strict(item)) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Value::Array(items))
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+                while let Some(UniqueKeys) = seq.next_element()? {}
+                Ok(())
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-                let mut object = Map::new();
-                while let Some((key, Strict(value))) = map.next_entry::<String, Strict>()? {
-                    if object.contains_key(&key) {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+                let mut keys = HashSet::new();
+                while let Some((key, UniqueKeys)) = map.next_entry::<String, UniqueKeys>()? {
+                    if keys.contains(&key) {
                         return Err(A::Error::custom(format_args!("key \"{key}\" comes twice")));
                     }
-                    object.insert(key, value);
+                    keys.insert(key);
                 }
-                Ok(Value::Object(object))
+                Ok(())
             }
         }
-        deserializer.deserialize_any(Any).map(Strict)
+        deserializer.deserialize_any(Any).map(|()| UniqueKeys)
     }
 }
