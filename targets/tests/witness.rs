@@ -22,9 +22,10 @@ fn cpu(threads: usize, isa: Option<Isa>, f32_activations: bool) -> CpuTarget {
     CpuTarget::new(CpuOptions { threads: Some(threads), isa, f32_activations }).unwrap()
 }
 
-/// The specification on one thread, and the best there is on three.
-fn cpus(f32_activations: bool) -> [CpuTarget; 2] {
-    [cpu(1, Some(Isa::Portable), f32_activations), cpu(3, None, f32_activations)]
+/// Every instruction set that this processor has, on one thread or three.
+fn cpus(f32_activations: bool) -> Vec<CpuTarget> {
+    let threads = [1, 3].into_iter().cycle();
+    Isa::supported().zip(threads).map(|(isa, threads)| cpu(threads, Some(isa), f32_activations)).collect()
 }
 
 fn buffer<T: Target>(t: &T, values: &[f32], width: usize) -> T::Buffer {
@@ -443,8 +444,13 @@ fn chunks_do_not_change_what_candle_attends_to() {
 /// On the CPU target this holds to the bit, for any batch and any number of threads.
 #[test]
 fn a_row_depends_on_itself_alone() {
+    for isa in Isa::supported() {
+        rows_depend_on_themselves(&[1, 2, 3].map(|threads| cpu(threads, Some(isa), false)));
+    }
+}
+
+fn rows_depend_on_themselves(targets: &[CpuTarget]) {
     let mut rng = Numbers::new(12);
-    let targets = [cpu(1, None, false), cpu(2, None, false), cpu(3, None, false)];
     for ty in GgmlType::ALL {
         let (rows, k, hidden) = (21, 256, 512 + if ty.is_float() { 5 } else { 0 });
         let x = activations(&mut rng, rows, k);
@@ -454,7 +460,7 @@ fn a_row_depends_on_itself_alone() {
         let gated = |t: &CpuTarget, x: &[f32], old: &[f32]| mlp(t, x, &up, Activation::SiluGate, &down, [&[], &[]], old);
         let gelu = |t: &CpuTarget, x: &[f32], old: &[f32]| mlp(t, x, &up_plain, Activation::Gelu, &down, [&[], &[]], old);
         let (wanted_gated, wanted_gelu) = (gated(&targets[0], &x, &old), gelu(&targets[0], &x, &old));
-        for t in &targets {
+        for t in targets {
             for n in [1, 5, 8] {
                 for first in (0..rows).step_by(n) {
                     let end = rows.min(first + n);
@@ -470,7 +476,7 @@ fn a_row_depends_on_itself_alone() {
         let shape = KvShape { capacity: 70, heads: 8, kv_heads: 2, head_dim: 64, ty };
         let qkv = rng.normal(60 * 12 * 64);
         let wanted = decode(&targets[0], shape, &qkv, 0, &[60]);
-        for t in &targets {
+        for t in targets {
             for chunks in [&[60][..], &[1; 60], &[7, 1, 32, 20]] {
                 assert!(decode(t, shape, &qkv, 0, chunks) == wanted, "{ty:?}, {chunks:?}, {}", t.name());
             }
