@@ -12,6 +12,8 @@ pub mod matmul;
 pub mod pool;
 pub mod portable;
 pub mod q8;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

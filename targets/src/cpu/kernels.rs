@@ -9,12 +9,15 @@ use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
 use super::isa::Isa;
 use super::portable;
 use super::portable::attend::{Keys, Values};
+use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels};
 use super::q8::{Q8Row, Q8RowMut};
 
 /// A weight row with a row of 8-bit activations.
 type Dot<B> = unsafe fn(&[B], Q8Row<'_>) -> f32;
 /// A weight row with a row of activations.
 type FloatDot<W> = unsafe fn(&[W], &[f32]) -> f32;
+/// Weight rows into a panel.
+type Pack<B> = unsafe fn(&[B], usize, &mut [u8], &mut [f32], &mut [f32]);
 
 /// The kernels of one instruction set.
 pub struct Kernels {
@@ -32,6 +35,19 @@ pub struct Kernels {
     dot_q4_k: Dot<BlockQ4_K>,
     dot_q5_k: Dot<BlockQ5_K>,
     dot_q6_k: Dot<BlockQ6_K>,
+    pack_q4_0: Pack<BlockQ4_0>,
+    pack_q4_1: Pack<BlockQ4_1>,
+    pack_q5_0: Pack<BlockQ5_0>,
+    pack_q5_1: Pack<BlockQ5_1>,
+    pack_q8_0: Pack<BlockQ8_0>,
+    pack_q2_k: Pack<BlockQ2_K>,
+    pack_q3_k: Pack<BlockQ3_K>,
+    pack_q4_k: Pack<BlockQ4_K>,
+    pack_q5_k: Pack<BlockQ5_K>,
+    pack_q6_k: Pack<BlockQ6_K>,
+    gemm_multiply: unsafe fn(Batch<'_>, Panels<'_>, &mut [f32], usize),
+    gemm_pack_float: unsafe fn(&[f32], usize, &mut [f32]),
+    gemm_multiply_float: unsafe fn(&[f32], usize, &[f32], &mut [f32], usize),
     quantize_q8: unsafe fn(&[f32], Q8RowMut<'_>),
     norm_rms: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     norm_layer: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
@@ -51,7 +67,121 @@ impl Kernels {
     /// The table for `isa`, or for the best below it that this processor has.
     pub fn for_isa(isa: Isa) -> Kernels {
         let isa = Isa::best(Some(isa));
-        Kernels { isa, ..Kernels::portable() }
+        #[allow(unused_mut)] // where there are no siblings
+        let mut table = Kernels { isa, ..Kernels::portable() };
+        #[cfg(target_arch = "x86_64")]
+        {
+            if isa >= Isa::Avx2 {
+                table.take_avx2();
+            }
+            if isa >= Isa::Avx512 {
+                table.take_avx512();
+            }
+            if isa >= Isa::Avx512Vnni {
+                table.take_vnni();
+            }
+        }
+        table
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn take_avx2(&mut self) {
+        use super::x86::{act, attend, conv, dot::avx2 as dot, gemm::avx2 as gemm, norm, quantize, rope, softmax};
+        *self = Kernels {
+            isa: self.isa,
+            dot_f32: dot::f32,
+            dot_f16: dot::f16,
+            dot_bf16: dot::bf16,
+            dot_q4_0: dot::q4_0,
+            dot_q4_1: dot::q4_1,
+            dot_q5_0: dot::q5_0,
+            dot_q5_1: dot::q5_1,
+            dot_q8_0: dot::q8_0,
+            dot_q2_k: dot::q2_k,
+            dot_q3_k: dot::q3_k,
+            dot_q4_k: dot::q4_k,
+            dot_q5_k: dot::q5_k,
+            dot_q6_k: dot::q6_k,
+            pack_q4_0: gemm::pack_q4_0,
+            pack_q4_1: gemm::pack_q4_1,
+            pack_q5_0: gemm::pack_q5_0,
+            pack_q5_1: gemm::pack_q5_1,
+            pack_q8_0: gemm::pack_q8_0,
+            pack_q2_k: gemm::pack_q2_k,
+            pack_q3_k: gemm::pack_q3_k,
+            pack_q4_k: gemm::pack_q4_k,
+            pack_q5_k: gemm::pack_q5_k,
+            pack_q6_k: gemm::pack_q6_k,
+            gemm_multiply: gemm::multiply,
+            gemm_pack_float: self.gemm_pack_float,
+            gemm_multiply_float: gemm::multiply_float,
+            quantize_q8: quantize::avx2::q8,
+            norm_rms: norm::avx2::rms,
+            norm_layer: norm::avx2::layer,
+            softmax_exp: softmax::avx2::exp,
+            act_gelu: act::avx2::gelu,
+            act_quick_gelu: act::avx2::quick_gelu,
+            act_silu_gate: act::avx2::silu_gate,
+            rope_rotate: rope::avx2::rotate,
+            conv_depthwise: conv::avx2::depthwise,
+            conv_scratch: conv::depthwise_scratch,
+            attend_scores: attend::avx2::scores,
+            attend_mix: attend::avx2::mix,
+        };
+    }
+
+    /// Without the byte products of VNNI, the 256-bit kernels for 8-bit activations stay.
+    #[cfg(target_arch = "x86_64")]
+    fn take_avx512(&mut self) {
+        use super::x86::{act, attend, conv, dot::avx512 as dot, gemm::avx512 as gemm, norm, quantize, rope, softmax};
+        self.dot_f32 = dot::f32;
+        self.dot_f16 = dot::f16;
+        self.dot_bf16 = dot::bf16;
+        self.dot_q4_1 = dot::q4_1;
+        self.dot_q5_0 = dot::q5_0;
+        self.dot_q5_1 = dot::q5_1;
+        self.dot_q2_k = dot::q2_k;
+        self.dot_q3_k = dot::q3_k;
+        self.dot_q5_k = dot::q5_k;
+        self.pack_q4_0 = gemm::pack_q4_0;
+        self.pack_q4_1 = gemm::pack_q4_1;
+        self.pack_q5_0 = gemm::pack_q5_0;
+        self.pack_q5_1 = gemm::pack_q5_1;
+        self.pack_q8_0 = gemm::pack_q8_0;
+        self.pack_q2_k = gemm::pack_q2_k;
+        self.pack_q3_k = gemm::pack_q3_k;
+        self.pack_q4_k = gemm::pack_q4_k;
+        self.pack_q5_k = gemm::pack_q5_k;
+        self.pack_q6_k = gemm::pack_q6_k;
+        self.gemm_pack_float = gemm::pack_float;
+        self.gemm_multiply_float = gemm::multiply_float;
+        self.quantize_q8 = quantize::avx512::q8;
+        self.norm_rms = norm::avx512::rms;
+        self.norm_layer = norm::avx512::layer;
+        self.softmax_exp = softmax::avx512::exp;
+        self.act_gelu = act::avx512::gelu;
+        self.act_quick_gelu = act::avx512::quick_gelu;
+        self.act_silu_gate = act::avx512::silu_gate;
+        self.rope_rotate = rope::avx512::rotate;
+        self.conv_depthwise = conv::avx512::depthwise;
+        self.attend_scores = attend::avx512::scores;
+        self.attend_mix = attend::avx512::mix;
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn take_vnni(&mut self) {
+        use super::x86::{dot::vnni as dot, gemm::vnni as gemm};
+        self.dot_q4_0 = dot::q4_0;
+        self.dot_q4_1 = dot::q4_1;
+        self.dot_q5_0 = dot::q5_0;
+        self.dot_q5_1 = dot::q5_1;
+        self.dot_q8_0 = dot::q8_0;
+        self.dot_q2_k = dot::q2_k;
+        self.dot_q3_k = dot::q3_k;
+        self.dot_q4_k = dot::q4_k;
+        self.dot_q5_k = dot::q5_k;
+        self.dot_q6_k = dot::q6_k;
+        self.gemm_multiply = gemm::multiply;
     }
 
     fn portable() -> Kernels {
@@ -71,6 +201,19 @@ impl Kernels {
             dot_q4_k: dot::q4_k,
             dot_q5_k: dot::q5_k,
             dot_q6_k: dot::q6_k,
+            pack_q4_0: gemm::pack,
+            pack_q4_1: gemm::pack,
+            pack_q5_0: gemm::pack,
+            pack_q5_1: gemm::pack,
+            pack_q8_0: gemm::pack,
+            pack_q2_k: gemm::pack,
+            pack_q3_k: gemm::pack,
+            pack_q4_k: gemm::pack,
+            pack_q5_k: gemm::pack,
+            pack_q6_k: gemm::pack,
+            gemm_multiply: gemm::multiply,
+            gemm_pack_float: gemm::pack_float,
+            gemm_multiply_float: gemm::multiply_float,
             quantize_q8: quantize::q8,
             norm_rms: norm::rms,
             norm_layer: norm::layer,
@@ -135,6 +278,61 @@ impl Kernels {
                 _ => panic!("{ty} rows take 8-bit activations"),
             }
         }
+    }
+
+    /// Unpacks up to 16 rows of quantised type `ty` into one panel; see [`portable::gemm::pack`].
+    ///
+    /// # Panics
+    /// When `w` is not `rows` rows of `blocks` activation blocks, an output is too short, or `ty` is a float type.
+    #[allow(clippy::too_many_arguments)] // a panel has three parts
+    pub fn pack(&self, ty: GgmlType, w: &[u8], rows: usize, blocks: usize, codes: &mut [u8], s: &mut [f32], m: &mut [f32]) {
+        use bytemuck::cast_slice as cast;
+        let kind = kind(ty).expect("quantised rows are packed");
+        let scales = blocks * kind.groups() * PANEL;
+        assert!(rows > 0 && rows <= PANEL && ty.row_bytes(32 * blocks).map(|n| n * rows) == Some(w.len()));
+        assert!(codes.len() == blocks * PANEL_BLOCK && s.len() == scales && m.len() == if kind.min { scales } else { 0 });
+        // SAFETY: the table is for this CPU; the panel has the room that the kernel needs, as asserted.
+        unsafe {
+            match ty {
+                GgmlType::Q4_0 => (self.pack_q4_0)(cast(w), rows, codes, s, m),
+                GgmlType::Q4_1 => (self.pack_q4_1)(cast(w), rows, codes, s, m),
+                GgmlType::Q5_0 => (self.pack_q5_0)(cast(w), rows, codes, s, m),
+                GgmlType::Q5_1 => (self.pack_q5_1)(cast(w), rows, codes, s, m),
+                GgmlType::Q8_0 => (self.pack_q8_0)(cast(w), rows, codes, s, m),
+                GgmlType::Q2_K => (self.pack_q2_k)(cast(w), rows, codes, s, m),
+                GgmlType::Q3_K => (self.pack_q3_k)(cast(w), rows, codes, s, m),
+                GgmlType::Q4_K => (self.pack_q4_k)(cast(w), rows, codes, s, m),
+                GgmlType::Q5_K => (self.pack_q5_k)(cast(w), rows, codes, s, m),
+                GgmlType::Q6_K => (self.pack_q6_k)(cast(w), rows, codes, s, m),
+                GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => {}
+            }
+        }
+    }
+
+    /// A batch times panels; see [`portable::gemm::multiply`].
+    pub fn multiply(&self, x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        let (groups, scales) = (w.kind.groups(), w.count * w.blocks * w.kind.groups() * PANEL);
+        assert!(x.qs.len() >= x.rows * w.blocks * 32 && x.d.len() >= x.rows * w.blocks && x.aux.len() >= x.rows * w.blocks * groups);
+        assert!(w.codes.len() >= w.count * w.blocks * PANEL_BLOCK && w.s.len() >= scales && (!w.kind.min || w.m.len() >= scales));
+        assert!(x.rows > 0 && stride >= w.count * PANEL && out.len() >= (x.rows - 1) * stride + w.count * PANEL);
+        // SAFETY: the table is for this CPU; all operands hold `x.rows` rows and `w.count` panels, as asserted.
+        unsafe { (self.gemm_multiply)(x, w, out, stride) }
+    }
+
+    /// Up to 16 float rows into one panel; see [`portable::gemm::pack_float`].
+    pub fn pack_float(&self, w: &[f32], rows: usize, panel: &mut [f32]) {
+        assert!(rows > 0 && rows <= PANEL && w.len().is_multiple_of(rows) && panel.len() == w.len() / rows * PANEL);
+        // SAFETY: the table is for this CPU; the panel has the room that the kernel needs, as asserted.
+        unsafe { (self.gemm_pack_float)(w, rows, panel) }
+    }
+
+    /// A batch of float rows times panels; see [`portable::gemm::multiply_float`].
+    pub fn multiply_float(&self, x: &[f32], k: usize, w: &[f32], out: &mut [f32], stride: usize) {
+        let (rows, panels) = (x.len() / k, w.len() / (k * PANEL));
+        assert!(x.len() == rows * k && w.len() == panels * k * PANEL && rows > 0);
+        assert!(stride >= panels * PANEL && out.len() >= (rows - 1) * stride + panels * PANEL);
+        // SAFETY: the table is for this CPU; all operands hold `rows` rows and `panels` panels, as asserted.
+        unsafe { (self.gemm_multiply_float)(x, k, w, out, stride) }
     }
 
     /// A row of activations in 8 bits; see [`portable::quantize::q8`].
@@ -245,5 +443,22 @@ impl Kernels {
         });
         // SAFETY: the table is for this CPU; all slices hold what the kernel reads and writes, as asserted.
         unsafe { (self.attend_mix)(p, stride, v, positions, head_dim, out) }
+    }
+}
+
+/// What panels of a format hold; `None` for the float formats.
+pub fn kind(ty: GgmlType) -> Option<Kind> {
+    match ty {
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => None,
+        GgmlType::Q4_0 => Some(Kind::of::<BlockQ4_0>()),
+        GgmlType::Q4_1 => Some(Kind::of::<BlockQ4_1>()),
+        GgmlType::Q5_0 => Some(Kind::of::<BlockQ5_0>()),
+        GgmlType::Q5_1 => Some(Kind::of::<BlockQ5_1>()),
+        GgmlType::Q8_0 => Some(Kind::of::<BlockQ8_0>()),
+        GgmlType::Q2_K => Some(Kind::of::<BlockQ2_K>()),
+        GgmlType::Q3_K => Some(Kind::of::<BlockQ3_K>()),
+        GgmlType::Q4_K => Some(Kind::of::<BlockQ4_K>()),
+        GgmlType::Q5_K => Some(Kind::of::<BlockQ5_K>()),
+        GgmlType::Q6_K => Some(Kind::of::<BlockQ6_K>()),
     }
 }

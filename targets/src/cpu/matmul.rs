@@ -4,15 +4,18 @@
 //! weights meet the activations as they are. Threads divide the outputs. What follows a layer (bias, activation,
 //! residual) happens while its results are in cache.
 
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sphinx_quant::{Tensor, block};
+use sphinx_quant::{GgmlType, Tensor, block};
 
-use super::CpuTarget;
 use super::buffer::Aligned;
-use super::kernels::Kernels;
-use super::pool::{Disjoint, part};
+use super::kernels::{Kernels, kind};
+use super::pool::Disjoint;
+use super::portable::dot::LANES;
+use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels, lane};
 use super::q8::Q8Rows;
+use super::{CpuTarget, portable};
 use crate::{Activation, After, Linear, Mlp, Result, TargetError};
 
 /// A weight matrix: parts of a mapped file, stacked along their outputs.
@@ -62,31 +65,71 @@ impl Matrix {
     }
 }
 
-/// Weight rows whose results are finished together.
+/// Activation rows from which on weights are unpacked once for all of them.
+const BATCH: usize = 8;
+/// Activation rows that are quantised and multiplied together, at most.
+const BATCH_MOST: usize = 2048;
+/// Weight rows whose results are finished together, when few activation rows meet them.
 const STRIP: usize = 64;
+/// Bytes of unpacked weights that a thread keeps in its cache.
+const PANEL_BYTES: usize = 512 << 10;
+/// Panels of unpacked weights that a thread works on, at most.
+const PANELS_MOST: usize = 16;
+/// Activation rows that a strip of panels is multiplied with between finishes.
+const TILE: usize = 24;
 
 /// What linear layers need beside their operands; made once, grown when a larger layer comes.
 pub(super) struct Scratch {
-    /// Activations in 8 bits.
-    q8: Q8Rows,
+    activations: Activations,
     /// The hidden map of an MLP, a tile of rows.
     hidden: Aligned<f32>,
     workers: Vec<Mutex<Worker>>,
 }
 
+/// A layer's input as its kernels take it.
+struct Activations {
+    /// In 8 bits.
+    q8: Q8Rows,
+    /// In 8 bits for batches, see [`Batch`].
+    qs: Aligned<i8>,
+    d: Aligned<f32>,
+    aux: Aligned<i32>,
+    /// In f32 for batches.
+    floats: Aligned<f32>,
+}
+
 /// What each thread needs.
 struct Worker {
-    /// A weight row as numbers.
-    row: Aligned<f32>,
-    /// Results before they are finished: `[activation rows, STRIP]`.
+    /// Weight rows as numbers.
+    numbers: Aligned<f32>,
+    /// Results before they are finished.
     sums: Aligned<f32>,
+    codes: Aligned<u8>,
+    s: Aligned<f32>,
+    m: Aligned<f32>,
+    floats: Aligned<f32>,
 }
 
 impl Scratch {
     pub(super) fn new(threads: usize) -> Scratch {
-        let worker = || Mutex::new(Worker { row: Aligned::empty(), sums: Aligned::empty() });
-        Scratch { q8: Q8Rows::new(), hidden: Aligned::empty(), workers: (0..threads).map(|_| worker()).collect() }
+        let worker = || {
+            Mutex::new(Worker {
+                numbers: Aligned::empty(),
+                sums: Aligned::empty(),
+                codes: Aligned::empty(),
+                s: Aligned::empty(),
+                m: Aligned::empty(),
+                floats: Aligned::empty(),
+            })
+        };
+        let activations =
+            Activations { q8: Q8Rows::new(), qs: Aligned::empty(), d: Aligned::empty(), aux: Aligned::empty(), floats: Aligned::empty() };
+        Scratch { activations, hidden: Aligned::empty(), workers: (0..threads).map(|_| worker()).collect() }
     }
+}
+
+fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
+    worker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes that the hidden map of an MLP may take, and the fewest rows of a tile.
@@ -96,8 +139,8 @@ const HIDDEN_ROWS: usize = 256;
 impl CpuTarget {
     pub(super) fn apply_linear(&self, x: &[f32], layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
         let mut scratch = self.scratch();
-        let Scratch { q8, workers, .. } = &mut *scratch;
-        self.multiply(x, layer, after, out, q8, workers)
+        let Scratch { activations, workers, .. } = &mut *scratch;
+        self.multiply(x, layer, after, out, activations, workers)
     }
 
     pub(super) fn apply_mlp(&self, x: &[f32], mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
@@ -107,7 +150,7 @@ impl CpuTarget {
             return Ok(());
         }
         let mut scratch = self.scratch();
-        let Scratch { q8, hidden, workers } = &mut *scratch;
+        let Scratch { activations, hidden, workers } = &mut *scratch;
         let most = (HIDDEN_BYTES / (4 * wide)).max(HIDDEN_ROWS);
         let tile = rows.div_ceil(rows.div_ceil(most));
         let hidden = hidden.at_least(tile * wide, "the hidden map of a feed-forward part")?;
@@ -119,13 +162,13 @@ impl CpuTarget {
                 Activation::QuickGelu => After::QuickGelu,
                 Activation::SiluGate => After::Nothing,
             };
-            self.multiply(x, &mlp.up, after_up, hidden, q8, workers)?;
+            self.multiply(x, &mlp.up, after_up, hidden, activations, workers)?;
             let mut inner = wide;
             if mlp.act == Activation::SiluGate {
                 inner = wide / 2;
                 self.silu_gate(hidden, rows, inner);
             }
-            self.multiply(&hidden[..rows * inner], &mlp.down, after, out, q8, workers)?;
+            self.multiply(&hidden[..rows * inner], &mlp.down, after, out, activations, workers)?;
         }
         Ok(())
     }
@@ -160,64 +203,294 @@ impl CpuTarget {
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
         out: &mut [f32],
-        q8: &mut Q8Rows,
+        activations: &mut Activations,
+        workers: &[Mutex<Worker>],
+    ) -> Result<()> {
+        let (k, n) = (layer.weight.cols, layer.weight.rows);
+        for (x, out) in x.chunks(BATCH_MOST * k).zip(out.chunks_mut(BATCH_MOST * n)) {
+            if x.len() / k < BATCH {
+                self.multiply_few(x, layer, after, out, activations, workers)?;
+            } else {
+                self.multiply_batch(x, layer, after, out, activations, workers)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a part of this format meets activations in 8 bits.
+    fn in_8_bits(&self, ty: GgmlType) -> bool {
+        !ty.is_float() && !self.f32_activations
+    }
+
+    /// A few rows: every weight row is read once and multiplied with each of them.
+    fn multiply_few(
+        &self,
+        x: &[f32],
+        layer: &Linear<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: &mut [f32],
+        activations: &mut Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
         let matrix = &layer.weight;
         let (k, n) = (matrix.cols, matrix.rows);
         let rows = x.len() / k;
-        let in_8_bits = !self.f32_activations && matrix.parts.iter().any(|t| !t.ty().is_float());
-        if in_8_bits {
-            self.quantize(x, k, q8)?;
+        if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
+            self.quantize(x, k, &mut activations.q8)?;
         }
         for worker in workers {
-            let mut worker = worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            worker.row.at_least(k, "a weight row")?;
+            let mut worker = lock(worker);
+            worker.numbers.at_least(k, "a weight row")?;
             worker.sums.at_least(rows * STRIP, "results of a linear layer")?;
         }
         let out = Disjoint::new(out);
-        let q8 = &*q8;
-        self.pool.run(self.pool.threads(), &|_, pieces| {
-            for piece in pieces {
-                let mut worker = workers[piece].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let Worker { row, sums } = &mut *worker;
-                let (mine, mut first) = (part(n, self.pool.threads(), piece), 0);
-                for tensor in &matrix.parts {
-                    let (start, end) = (mine.start.max(first), mine.end.min(first + tensor.rows()));
-                    let mut at = start;
-                    while at < end {
-                        let strip = at..(at + STRIP).min(end);
-                        for (j, r) in strip.clone().enumerate() {
-                            let w = tensor.row(r - first);
-                            if tensor.ty().is_float() {
-                                for m in 0..rows {
-                                    sums[m * STRIP + j] = self.kernels.dot_float(tensor.ty(), w, &x[m * k..(m + 1) * k]);
-                                }
-                            } else if self.f32_activations {
-                                let row = &mut row[..k];
-                                block::dequantize(tensor.ty(), w, row);
-                                for m in 0..rows {
-                                    let w = bytemuck::cast_slice(row);
-                                    let x = &x[m * k..(m + 1) * k];
-                                    sums[m * STRIP + j] = self.kernels.dot_float(sphinx_quant::GgmlType::F32, w, x);
-                                }
-                            } else {
-                                for m in 0..rows {
-                                    sums[m * STRIP + j] = self.kernels.dot(tensor.ty(), w, q8.row(m));
-                                }
+        let q8 = &activations.q8;
+        self.pool.run(n, &|thread, mine| {
+            let mut worker = lock(&workers[thread]);
+            let Worker { numbers, sums, .. } = &mut *worker;
+            let mut first = 0;
+            for tensor in &matrix.parts {
+                let ty = tensor.ty();
+                let (mut at, end) = (mine.start.max(first), mine.end.min(first + tensor.rows()));
+                while at < end {
+                    let strip = at..(at + STRIP).min(end);
+                    for (j, r) in strip.clone().enumerate() {
+                        let w = tensor.row(r - first);
+                        if self.in_8_bits(ty) {
+                            for m in 0..rows {
+                                sums[m * STRIP + j] = self.kernels.dot(ty, w, q8.row(m));
                             }
+                            continue;
                         }
+                        let (ty, w) = if ty.is_float() {
+                            (ty, w)
+                        } else {
+                            block::dequantize(ty, w, &mut numbers[..k]);
+                            (GgmlType::F32, bytemuck::cast_slice(&numbers[..k]))
+                        };
                         for m in 0..rows {
-                            let y = &mut sums[m * STRIP..m * STRIP + strip.len()];
-                            let bias = layer.bias.as_ref().map(|b| &b[strip.clone()]);
-                            let scale = if let After::ScaleAdd(s) = after { &s[strip.clone()] } else { &[] };
-                            // SAFETY: the columns of `strip` belong to this piece alone.
-                            let out = unsafe { out.piece(m * n + strip.start..m * n + strip.end) };
-                            finish(&self.kernels, y, bias, after, scale, out);
+                            sums[m * STRIP + j] = self.kernels.dot_float(ty, w, &x[m * k..(m + 1) * k]);
                         }
-                        at = strip.end;
                     }
-                    first += tensor.rows();
+                    for m in 0..rows {
+                        let y = &mut sums[m * STRIP..m * STRIP + strip.len()];
+                        // SAFETY: the columns of `strip` belong to this worker alone.
+                        let out = unsafe { out.piece(m * n + strip.start..m * n + strip.end) };
+                        finish(&self.kernels, y, strip.clone(), layer, after, out);
+                    }
+                    at = strip.end;
+                }
+                first += tensor.rows();
+            }
+        });
+        Ok(())
+    }
+
+    /// Many rows: weights are unpacked strip by strip, and each strip is multiplied with all rows.
+    fn multiply_batch(
+        &self,
+        x: &[f32],
+        layer: &Linear<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: &mut [f32],
+        activations: &mut Activations,
+        workers: &[Mutex<Worker>],
+    ) -> Result<()> {
+        let matrix = &layer.weight;
+        let k = matrix.cols;
+        let rows = x.len() / k;
+        if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
+            self.quantize(x, k, &mut activations.q8)?;
+            self.deal_codes(rows, k, activations)?;
+        }
+        if matrix.parts.iter().any(|t| !self.in_8_bits(t.ty())) {
+            let dealt = activations.floats.at_least(rows * k, "activations of a batch")?;
+            self.pool.rows(dealt, k, &|_, first, rows| {
+                for (out, x) in rows.chunks_exact_mut(k).zip(x[first * k..].chunks_exact(k)) {
+                    portable::gemm::deal(x, out);
+                }
+            });
+        }
+        let out = Disjoint::new(out);
+        let (mut first, mut dealt) = (0, None);
+        for tensor in &matrix.parts {
+            let columns = first..first + tensor.rows();
+            match kind(tensor.ty()).filter(|_| self.in_8_bits(tensor.ty())) {
+                Some(kind) => {
+                    if dealt != Some(kind) {
+                        self.deal_sums(rows, k, kind, activations)?;
+                        dealt = Some(kind);
+                    }
+                    self.multiply_codes(tensor, kind, rows, columns, layer, after, &out, activations, workers)?;
+                }
+                None => self.multiply_floats(tensor, rows, columns, layer, after, &out, &activations.floats, workers)?,
+            }
+            first += tensor.rows();
+        }
+        Ok(())
+    }
+
+    /// One quantised part of a batch's layer: `columns` of the results.
+    #[allow(clippy::too_many_arguments)] // one step of `multiply_batch`
+    fn multiply_codes(
+        &self,
+        tensor: &Tensor,
+        kind: Kind,
+        rows: usize,
+        columns: Range<usize>,
+        layer: &Linear<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: &Disjoint<'_, f32>,
+        activations: &Activations,
+        workers: &[Mutex<Worker>],
+    ) -> Result<()> {
+        let (k, n) = (layer.weight.cols, layer.weight.rows);
+        let blocks = k / 32;
+        let (codes_len, scales_len) = (blocks * PANEL_BLOCK, blocks * kind.groups() * PANEL);
+        let minima_len = if kind.min { scales_len } else { 0 };
+        let strip = panels_of_strip(codes_len + 4 * (scales_len + minima_len));
+        for worker in workers {
+            let mut worker = lock(worker);
+            let what = "unpacked weights";
+            worker.codes.at_least(strip * codes_len, what)?;
+            worker.s.at_least(strip * scales_len, what)?;
+            worker.m.at_least(strip * minima_len, what)?;
+            worker.sums.at_least(TILE * strip * PANEL, "results of a linear layer")?;
+        }
+        let Activations { qs, d, aux, .. } = activations;
+        self.pool.run(tensor.rows().div_ceil(PANEL), &|thread, mine| {
+            let mut worker = lock(&workers[thread]);
+            let Worker { sums, codes, s, m, .. } = &mut *worker;
+            for first in mine.clone().step_by(strip) {
+                let count = strip.min(mine.end - first);
+                for p in 0..count {
+                    let weight_rows = (first + p) * PANEL..((first + p + 1) * PANEL).min(tensor.rows());
+                    let bytes = &tensor.bytes()[weight_rows.start * tensor.row_bytes()..weight_rows.end * tensor.row_bytes()];
+                    let (codes, s) = (&mut codes[p * codes_len..][..codes_len], &mut s[p * scales_len..][..scales_len]);
+                    let m = &mut m[p * minima_len..][..minima_len];
+                    self.kernels.pack(tensor.ty(), bytes, weight_rows.len(), blocks, codes, s, m);
+                }
+                let panels = Panels { codes, s, m, blocks, count, kind };
+                for row in (0..rows).step_by(TILE) {
+                    let tile = TILE.min(rows - row);
+                    let x = Batch { qs: &qs[row * k..], d: &d[row * blocks..], aux: &aux[row * blocks * kind.groups()..], rows: tile };
+                    self.kernels.multiply(x, panels, sums, count * PANEL);
+                    self.finish_tile(sums, row..row + tile, first, count, &columns, n, layer, after, out);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// One part of a batch's layer with activations in f32: `columns` of the results.
+    #[allow(clippy::too_many_arguments)] // one step of `multiply_batch`
+    fn multiply_floats(
+        &self,
+        tensor: &Tensor,
+        rows: usize,
+        columns: Range<usize>,
+        layer: &Linear<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: &Disjoint<'_, f32>,
+        x: &[f32],
+        workers: &[Mutex<Worker>],
+    ) -> Result<()> {
+        let (k, n) = (layer.weight.cols, layer.weight.rows);
+        let strip = panels_of_strip(4 * k * PANEL);
+        for worker in workers {
+            let mut worker = lock(worker);
+            worker.numbers.at_least(k * PANEL, "weight rows")?;
+            worker.floats.at_least(strip * k * PANEL, "unpacked weights")?;
+            worker.sums.at_least(TILE * strip * PANEL, "results of a linear layer")?;
+        }
+        self.pool.run(tensor.rows().div_ceil(PANEL), &|thread, mine| {
+            let mut worker = lock(&workers[thread]);
+            let Worker { sums, numbers, floats, .. } = &mut *worker;
+            for first in mine.clone().step_by(strip) {
+                let count = strip.min(mine.end - first);
+                for p in 0..count {
+                    let weight_rows = (first + p) * PANEL..((first + p + 1) * PANEL).min(tensor.rows());
+                    let bytes = &tensor.bytes()[weight_rows.start * tensor.row_bytes()..weight_rows.end * tensor.row_bytes()];
+                    let numbers = &mut numbers[..weight_rows.len() * k];
+                    block::dequantize(tensor.ty(), bytes, numbers);
+                    self.kernels.pack_float(numbers, weight_rows.len(), &mut floats[p * k * PANEL..][..k * PANEL]);
+                }
+                for row in (0..rows).step_by(TILE) {
+                    let tile = TILE.min(rows - row);
+                    let x = &x[row * k..(row + tile) * k];
+                    self.kernels.multiply_float(x, k, &floats[..count * k * PANEL], sums, count * PANEL);
+                    self.finish_tile(sums, row..row + tile, first, count, &columns, n, layer, after, out);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Finishes results `sums` `[rows, count · PANEL]` of panels `first..` of a part that makes `columns`.
+    #[allow(clippy::too_many_arguments)] // one step of `multiply_batch`
+    fn finish_tile(
+        &self,
+        sums: &mut [f32],
+        rows: Range<usize>,
+        first: usize,
+        count: usize,
+        columns: &Range<usize>,
+        n: usize,
+        layer: &Linear<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: &Disjoint<'_, f32>,
+    ) {
+        let mine = columns.start + first * PANEL..(columns.start + (first + count) * PANEL).min(columns.end);
+        for (row, y) in rows.zip(sums.chunks_mut(count * PANEL)) {
+            // SAFETY: the columns of these panels belong to this worker alone.
+            let out = unsafe { out.piece(row * n + mine.start..row * n + mine.end) };
+            finish(&self.kernels, &mut y[..mine.len()], mine.clone(), layer, after, out);
+        }
+    }
+
+    /// Codes and scales of quantised rows in the order that batches take.
+    fn deal_codes(&self, rows: usize, k: usize, activations: &mut Activations) -> Result<()> {
+        let blocks = k / 32;
+        let Activations { q8, qs, d, .. } = activations;
+        let what = "activations of a batch";
+        let (qs, d) = (qs.at_least(rows * k, what)?, Disjoint::new(d.at_least(rows * blocks, what)?));
+        self.pool.rows(qs, k, &|_, first, qs| {
+            for (r, qs) in qs.chunks_exact_mut(k).enumerate() {
+                let row = first + r;
+                let from = q8.row(row);
+                // SAFETY: every row goes to one worker.
+                let d = unsafe { d.piece(row * blocks..(row + 1) * blocks) };
+                let (qs, codes) = (qs.as_chunks_mut::<32>().0, from.qs.as_chunks::<32>().0);
+                for l in 0..LANES {
+                    for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
+                        qs[to] = codes[b];
+                        d[to] = from.d[b];
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// What weights of `kind` need of the sums of quantised rows, see [`Batch::aux`].
+    fn deal_sums(&self, rows: usize, k: usize, kind: Kind, activations: &mut Activations) -> Result<()> {
+        let (blocks, groups) = (k / 32, kind.groups());
+        let Activations { q8, aux, .. } = activations;
+        let aux = aux.at_least(rows * blocks * groups, "activations of a batch")?;
+        let one = |sum: i32| if kind.min { (sum as f32).to_bits() as i32 } else { -kind.offset * sum };
+        self.pool.rows(aux, blocks * groups, &|_, first, aux| {
+            for (r, aux) in aux.chunks_exact_mut(blocks * groups).enumerate() {
+                let sums = q8.row(first + r).sums.as_chunks::<2>().0;
+                for l in 0..LANES {
+                    for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
+                        let [a, b] = sums[b].map(i32::from);
+                        if kind.sixteen {
+                            aux[2 * to] = one(a);
+                            aux[2 * to + 1] = one(b);
+                        } else {
+                            aux[to] = one(a + b);
+                        }
+                    }
                 }
             }
         });
@@ -247,10 +520,15 @@ impl CpuTarget {
     }
 }
 
-/// Bias and `after`, from results `y` to `out`; `scale` for [`After::ScaleAdd`].
-fn finish(kernels: &Kernels, y: &mut [f32], bias: Option<&[f32]>, after: After<'_, Vec<f32>>, scale: &[f32], out: &mut [f32]) {
-    if let Some(bias) = bias {
-        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+/// Panels of `bytes` each that a thread works on together: an even number.
+fn panels_of_strip(bytes: usize) -> usize {
+    (PANEL_BYTES / bytes).clamp(2, PANELS_MOST) / 2 * 2
+}
+
+/// Bias and `after`, from results `y` of `columns` to `out`.
+fn finish(kernels: &Kernels, y: &mut [f32], columns: Range<usize>, layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) {
+    if let Some(bias) = &layer.bias {
+        y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);
     }
     match after {
         After::Nothing => out.copy_from_slice(y),
@@ -263,6 +541,6 @@ fn finish(kernels: &Kernels, y: &mut [f32], bias: Option<&[f32]>, after: After<'
             out.copy_from_slice(y);
         }
         After::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += *y),
-        After::ScaleAdd(_) => out.iter_mut().zip(y).zip(scale).for_each(|((out, y), s)| *out += s * *y),
+        After::ScaleAdd(scale) => out.iter_mut().zip(y).zip(&scale[columns]).for_each(|((out, y), s)| *out += s * *y),
     }
 }

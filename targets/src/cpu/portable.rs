@@ -4,6 +4,7 @@ pub mod act;
 pub mod attend;
 pub mod conv;
 pub mod dot;
+pub mod gemm;
 pub mod norm;
 pub mod quantize;
 pub mod rope;

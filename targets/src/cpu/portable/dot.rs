@@ -45,7 +45,7 @@ fn float<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
     for (lane, (&w, &x)) in lanes.iter_mut().zip(w_rest.iter().zip(x_rest)) {
         *lane += wide(w) * x;
     }
-    lanes.iter().fold(0.0, |sum, lane| sum + lane)
+    sum(&lanes)
 }
 
 /// One function per quantised format.
@@ -53,7 +53,7 @@ macro_rules! rows {
     ($($name:ident: $block:ty),*) => {$(
         /// A weight row with an activation row of equally many elements.
         pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
-            row(w, x)
+            row::<$block, false>(w, x)
         }
     )*};
 }
@@ -63,14 +63,23 @@ rows!(
 );
 
 /// The row's sum; inlined into functions compiled for wider vectors, which is what its loops are shaped for.
+///
+/// `FUSED`: whether products and sums are rounded together, as siblings do on processors that offer it.
 #[inline(always)]
-pub(in crate::cpu) fn row<B: Codes>(w: &[B], x: Q8Row<'_>) -> f32 {
+pub(in crate::cpu) fn row<B: Codes, const FUSED: bool>(w: &[B], x: Q8Row<'_>) -> f32 {
     let mut lanes = [0f32; LANES];
+    rest::<B, FUSED>(w, x, 0, &mut lanes);
+    sum(&lanes)
+}
+
+/// Adds blocks `first..` of a row to the lanes.
+#[inline(always)]
+pub(in crate::cpu) fn rest<B: Codes, const FUSED: bool>(w: &[B], x: Q8Row<'_>, first: usize, lanes: &mut [f32; LANES]) {
     let (qs, sums) = (x.qs.as_chunks::<32>().0, x.sums.as_chunks::<2>().0);
     let (mut q, mut s, mut m) = ([0u8; 256], [0f32; 16], [0f32; 16]);
     let per_block = B::LEN / 32;
-    for (i, block) in w.iter().enumerate() {
-        block.unpack(&mut q, &mut s, &mut m);
+    for (i, block) in w.iter().enumerate().skip(first) {
+        block.unpack(&mut q[..B::LEN], &mut s, &mut m);
         for j in 0..per_block {
             let b = i * per_block + j;
             let (codes, x_codes, x_sums) = (&q[32 * j..32 * j + 32], &qs[b], sums[b].map(i32::from));
@@ -81,30 +90,42 @@ pub(in crate::cpu) fn row<B: Codes>(w: &[B], x: Q8Row<'_>) -> f32 {
                 }
                 halves[h] -= B::OFFSET * x_sums[h];
             }
-            lanes[b % LANES] += block_sum::<B>(halves, x_sums, &s[j * 32 / B::GROUP..], &m[j * 32 / B::GROUP..]) * x.d[b];
+            let group = j * 32 / B::GROUP;
+            let sum = block_sum::<B, FUSED>(halves, x_sums, &s[group..], &m[group..]);
+            lanes[b % LANES] = mul_add::<FUSED>(sum, x.d[b], lanes[b % LANES]);
         }
     }
-    lanes.iter().fold(0.0, |sum, lane| sum + lane)
 }
 
 /// The sum over one activation block without the activations' scale, from the integer sums of its halves.
 #[inline(always)]
-fn block_sum<B: Codes>(halves: [i32; 2], x_sums: [i32; 2], s: &[f32], m: &[f32]) -> f32 {
+fn block_sum<B: Codes, const FUSED: bool>(halves: [i32; 2], x_sums: [i32; 2], s: &[f32], m: &[f32]) -> f32 {
     let mut sum;
     if B::GROUP == 32 {
         sum = (halves[0] + halves[1]) as f32 * s[0];
         if B::MIN {
-            sum -= m[0] * (x_sums[0] + x_sums[1]) as f32;
+            sum = mul_add::<FUSED>(-m[0], (x_sums[0] + x_sums[1]) as f32, sum);
         }
     } else {
-        sum = halves[0] as f32 * s[0];
-        sum += halves[1] as f32 * s[1];
+        sum = mul_add::<FUSED>(halves[1] as f32, s[1], halves[0] as f32 * s[0]);
         if B::MIN {
-            sum -= m[0] * x_sums[0] as f32;
-            sum -= m[1] * x_sums[1] as f32;
+            sum = mul_add::<FUSED>(-m[0], x_sums[0] as f32, sum);
+            sum = mul_add::<FUSED>(-m[1], x_sums[1] as f32, sum);
         }
     }
     sum
+}
+
+/// `a · b + c`, rounded once or twice.
+#[inline(always)]
+pub(in crate::cpu) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The lanes, added one after another.
+#[inline(always)]
+pub(in crate::cpu) fn sum(lanes: &[f32]) -> f32 {
+    lanes.iter().fold(0.0, |sum, lane| sum + lane)
 }
 
 #[cfg(test)]

@@ -1,0 +1,16 @@
+//! The kernels for x86-64: siblings of [`super::portable`], file by file and function by function.
+//!
+//! A file holds up to three modules, `avx2`, `avx512` and `vnni`, as [`super::isa::Isa`] names them. Floats use
+//! fused multiply-add throughout, which the portable kernels do not; integer sums are the same everywhere.
+
+mod vector;
+
+pub mod act;
+pub mod attend;
+pub mod conv;
+pub mod dot;
+pub mod gemm;
+pub mod norm;
+pub mod quantize;
+pub mod rope;
+pub mod softmax;

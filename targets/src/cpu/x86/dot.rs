@@ -1,0 +1,527 @@
+//! Dot products of one weight row with one activation row: AVX2, AVX-512 and AVX-512 VNNI.
+//!
+//! Siblings of `portable/dot.rs`: integer sums match it exactly, blocks are added in its order, and products and sums
+//! of floats are rounded together. Formats without a kernel of their own here are the portable one compiled for
+//! wider vectors.
+
+use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
+
+use crate::cpu::portable::dot::{LANES, rest, row, sum};
+use crate::cpu::portable::unpack::half;
+use crate::cpu::q8::Q8Row;
+
+/// How far ahead of the row being read memory is asked for, in bytes.
+const AHEAD: usize = 4096;
+
+/// The portable kernel, compiled for `$features`.
+macro_rules! wide {
+    ($features:literal: $($name:ident: $block:ty),*) => {$(
+        /// See [`crate::cpu::portable::dot`].
+        #[target_feature(enable = $features)]
+        pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
+            row::<$block, true>(w, x)
+        }
+    )*};
+}
+
+/// Float rows: 32 lanes in registers, whatever is left over lane by lane.
+macro_rules! floats {
+    ($features:literal, $vector:ident: $($name:ident: $w:ty, $load:expr, $one:expr;)*) => {$(
+        /// See [`crate::cpu::portable::dot`].
+        #[target_feature(enable = $features)]
+        pub fn $name(w: &[$w], x: &[f32]) -> f32 {
+            use crate::cpu::x86::vector::$vector::*;
+            const VECTORS: usize = 32 / N;
+            let mut sums = [splat(0.0); VECTORS];
+            let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
+            for (w, x) in w.iter().zip(x) {
+                let (w, x) = (w.as_chunks::<N>().0, x.as_chunks::<N>().0);
+                for i in 0..VECTORS {
+                    sums[i] = fma($load(&w[i]), load(&x[i]), sums[i]);
+                }
+            }
+            let mut lanes = [0f32; 32];
+            for (lanes, sums) in lanes.as_chunks_mut::<N>().0.iter_mut().zip(sums) {
+                store(lanes, sums);
+            }
+            for (lane, (&w, &x)) in lanes.iter_mut().zip(w_rest.iter().zip(x_rest)) {
+                *lane = $one(w).mul_add(x, *lane);
+            }
+            sum(&lanes)
+        }
+    )*};
+}
+
+/// The 16 bytes of half-precision numbers as bits, for vector loads.
+#[inline(always)]
+fn bits<const N: usize>(w: &[::half::f16; N]) -> &[u16; N] {
+    bytemuck::cast_ref(w)
+}
+
+pub mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    wide!("avx2,fma,f16c": q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q2_k: BlockQ2_K, q3_k: BlockQ3_K, q5_k: BlockQ5_K);
+
+    floats!("avx2,fma,f16c", avx2:
+        f32: f32, load, |w: f32| w;
+        f16: ::half::f16, |w| load_half(bits(w)), |w: ::half::f16| half(w.to_bits());
+        bf16: ::half::bf16, |w: &[::half::bf16; 8]| load(&w.map(|w| f32::from_bits(u32::from(w.to_bits()) << 16))),
+            |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
+    );
+
+    /// 32 bytes from `p` on.
+    ///
+    /// # Safety
+    /// They can be read.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load32<T>(p: &[T]) -> __m256i {
+        debug_assert!(size_of_val(p) >= 32);
+        // SAFETY: the caller says that the 32 bytes are there; `loadu` asks for no alignment.
+        unsafe { _mm256_loadu_si256(p.as_ptr().cast()) }
+    }
+
+    /// The sums of the eight numbers of each of eight vectors, in order.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn sums(p: [__m256i; 8]) -> __m256i {
+        let low = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+        let high = _mm256_hadd_epi32(_mm256_hadd_epi32(p[4], p[5]), _mm256_hadd_epi32(p[6], p[7]));
+        _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+    }
+
+    /// Eight half-precision scales.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn scales(d: [::half::f16; 8]) -> __m256 {
+        let d = d.map(|d| d.to_bits() as i16);
+        _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]))
+    }
+
+    /// The eight lanes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn lanes(v: __m256) -> [f32; LANES] {
+        let mut out = [0f32; LANES];
+        // SAFETY: the array holds the 8 numbers written here.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) };
+        out
+    }
+
+    /// Sums of the activations of eight blocks, from `sums[16]` of sixteen columns.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn block_sums(x: &[i16; 16]) -> __m256i {
+        // SAFETY: the array holds the 32 bytes read here.
+        _mm256_madd_epi16(unsafe { load32(x) }, _mm256_set1_epi16(1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn float8(x: &[f32; 8]) -> __m256 {
+        // SAFETY: the array holds the 8 numbers read here.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    /// Σ over blocks of `w.d · x.d · Σ w.q · x.q`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn q8_0(w: &[BlockQ8_0], x: Q8Row<'_>) -> f32 {
+        let ones = _mm256_set1_epi16(1);
+        let mut acc = _mm256_setzero_ps();
+        let (chunks, _) = w.as_chunks::<8>();
+        for (i, w) in chunks.iter().enumerate() {
+            prefetch(w, 5);
+            let (qs, d) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i]);
+            let mut dots = [_mm256_setzero_si256(); 8];
+            for b in 0..8 {
+                // SAFETY: a block has 32 codes, and `qs` 32 for each of eight blocks.
+                let (q, x) = unsafe { (load32(&w[b].qs), load32(&qs[32 * b..])) };
+                // |q| is at most 128 and x at most 127, so two products add up in 16 bits.
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+                dots[b] = _mm256_madd_epi16(pairs, ones);
+            }
+            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), scales(w.each_ref().map(|w| w.d)));
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        let mut lanes = lanes(acc);
+        rest::<BlockQ8_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        sum(&lanes)
+    }
+
+    /// Σ over blocks of `w.d · x.d · Σ (w.q − 8) · x.q`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn q4_0(w: &[BlockQ4_0], x: Q8Row<'_>) -> f32 {
+        let ones = _mm256_set1_epi16(1);
+        let mut acc = _mm256_setzero_ps();
+        let (chunks, _) = w.as_chunks::<8>();
+        for (i, w) in chunks.iter().enumerate() {
+            prefetch(w, 3);
+            let (qs, d, x_sums) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i], &x.sums.as_chunks::<16>().0[i]);
+            let mut dots = [_mm256_setzero_si256(); 8];
+            for b in 0..8 {
+                // SAFETY: a block has 16 bytes of codes, and `qs` 32 for each of eight blocks.
+                let (q, x) = unsafe { (_mm_loadu_si128(w[b].qs.as_ptr().cast()), load32(&qs[32 * b..])) };
+                let q = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(q), _mm_srli_epi16::<4>(q));
+                let q = _mm256_and_si256(q, _mm256_set1_epi8(15));
+                dots[b] = _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), ones);
+            }
+            let dots = _mm256_sub_epi32(sums(dots), _mm256_slli_epi32::<3>(block_sums(x_sums)));
+            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        let mut lanes = lanes(acc);
+        rest::<BlockQ4_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        sum(&lanes)
+    }
+
+    /// Scales and minima of a block's eight sub-blocks.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn k_scales(packed: &[u8; 12]) -> (__m256, __m256) {
+        let word = |i: usize| u32::from_le_bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]);
+        let (a, b, c) = (word(0), word(1), word(2));
+        let join = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)) as i64;
+        let s = join(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | (a >> 2) & 0x3030_3030);
+        let m = join(b & 0x3f3f_3f3f, (c >> 4) & 0x0f0f_0f0f | (b >> 2) & 0x3030_3030);
+        let wide = |v: i64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(v)));
+        (wide(s), wide(m))
+    }
+
+    /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn q4_k(w: &[BlockQ4_K], x: Q8Row<'_>) -> f32 {
+        let (ones, low) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+        let mut acc = _mm256_setzero_ps();
+        for (i, w) in w.iter().enumerate() {
+            prefetch(w, 3);
+            let (qs, d, x_sums) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i], &x.sums.as_chunks::<16>().0[i]);
+            let mut dots = [_mm256_setzero_si256(); 8];
+            for p in 0..4 {
+                // SAFETY: a block has four times 32 bytes of codes, and `qs` eight times 32.
+                let (q, x0, x1) = unsafe { (load32(&w.qs[32 * p..]), load32(&qs[64 * p..]), load32(&qs[64 * p + 32..])) };
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
+                dots[2 * p] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(q, low), x0), ones);
+                dots[2 * p + 1] = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x1), ones);
+            }
+            let (s, m) = k_scales(&w.scales);
+            let s = _mm256_mul_ps(_mm256_set1_ps(half(w.d.to_bits())), s);
+            let m = _mm256_mul_ps(_mm256_set1_ps(half(w.dmin.to_bits())), m);
+            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), s);
+            let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums(x_sums)), block);
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        sum(&lanes(acc))
+    }
+
+    /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn q6_k(w: &[BlockQ6_K], x: Q8Row<'_>) -> f32 {
+        let (ones, low, two) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+        let mut acc = _mm256_setzero_ps();
+        for (i, w) in w.iter().enumerate() {
+            prefetch(w, 4);
+            let (qs, d, x_sums) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i], &x.sums.as_chunks::<16>().0[i]);
+            // Each vector: four partial sums of an even sub-block, four of an odd one.
+            let mut dots = [_mm256_setzero_si256(); 8];
+            for h in 0..2 {
+                // SAFETY: halves of a block have 64 and 32 bytes of codes.
+                let (a, b, top) = unsafe { (load32(&w.ql[64 * h..]), load32(&w.ql[64 * h + 32..]), load32(&w.qh[32 * h..])) };
+                let q = [
+                    _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16::<4>(top), two)),
+                    _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16::<2>(top), two)),
+                    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(a), low), _mm256_and_si256(top, two)),
+                    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(b), low), _mm256_and_si256(_mm256_srli_epi16::<2>(top), two)),
+                ];
+                for (j, q) in q.into_iter().enumerate() {
+                    // SAFETY: `qs` has 32 bytes for each of eight blocks.
+                    let x = unsafe { load32(&qs[128 * h + 32 * j..]) };
+                    dots[4 * h + j] = _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), ones);
+                }
+            }
+            // Per half of the vectors: sums of blocks 0..4 and 4..8; low halves belong to even sub-blocks.
+            let first = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[0], dots[1]), _mm256_hadd_epi32(dots[2], dots[3]));
+            let second = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[4], dots[5]), _mm256_hadd_epi32(dots[6], dots[7]));
+            let even = _mm256_permute2x128_si256::<0x20>(first, second);
+            let odd = _mm256_permute2x128_si256::<0x31>(first, second);
+            // SAFETY: the array holds the 32 bytes read here.
+            let x_sums = unsafe { load32(x_sums) };
+            let x_even = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x_sums));
+            let x_odd = _mm256_srai_epi32::<16>(x_sums);
+            let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
+            let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
+            // SAFETY: a block has 16 scales.
+            let s = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(w.scales.as_ptr().cast()) });
+            let unit = _mm256_set1_ps(half(w.d.to_bits()));
+            let s_even = _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(s))));
+            let s_odd = _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(s)));
+            let block = _mm256_fmadd_ps(odd, s_odd, _mm256_mul_ps(even, s_even));
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        sum(&lanes(acc))
+    }
+
+    /// Asks for `lines` cache lines some way ahead of `at`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn prefetch<T>(at: &T, lines: usize) {
+        let ahead = std::ptr::from_ref(at).cast::<i8>().wrapping_add(AHEAD);
+        for line in 0..lines {
+            // A hint, which may name any address.
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line));
+        }
+    }
+}
+
+pub mod avx512 {
+    use super::*;
+
+    wide!("avx512f,avx512bw,avx512vl,avx512dq":
+        q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q2_k: BlockQ2_K, q3_k: BlockQ3_K, q5_k: BlockQ5_K);
+
+    floats!("avx512f,avx512bw,avx512vl,avx512dq", avx512:
+        f32: f32, load, |w: f32| w;
+        f16: ::half::f16, |w| load_half(bits(w)), |w: ::half::f16| half(w.to_bits());
+        bf16: ::half::bf16, |w: &[::half::bf16; 16]| load(&w.map(|w| f32::from_bits(u32::from(w.to_bits()) << 16))),
+            |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
+    );
+}
+
+pub mod vnni {
+    use std::arch::x86_64::*;
+
+    use super::avx2::{k_scales, prefetch};
+    use super::*;
+
+    wide!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni":
+        q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q2_k: BlockQ2_K, q3_k: BlockQ3_K);
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn load64<T>(x: &[T]) -> __m512i {
+        assert!(size_of_val(x) >= 64);
+        // SAFETY: the slice holds the 64 bytes read here, as asserted; `loadu` asks for no alignment.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn load32<T>(x: &[T]) -> __m256i {
+        assert!(size_of_val(x) >= 32);
+        // SAFETY: the slice holds the 32 bytes read here, as asserted; `loadu` asks for no alignment.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn load16<T>(x: &[T]) -> __m128i {
+        assert!(size_of_val(x) >= 16);
+        // SAFETY: the slice holds the 16 bytes read here, as asserted; `loadu` asks for no alignment.
+        unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+    }
+
+    /// The sums of neighbouring fours across four vectors: part `q` of the result has that of each vector's part `q`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn fours(v: [__m512i; 4]) -> __m512i {
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+    }
+
+    /// The sums of the eight numbers of each half of four vectors, in order.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn eights(v: [__m512i; 4]) -> __m256i {
+        let fours = fours(v);
+        let both = _mm512_add_epi32(fours, _mm512_shuffle_i32x4::<0b10_11_00_01>(fours, fours));
+        let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, both))
+    }
+
+    /// Eight half-precision scales.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn scales(d: [::half::f16; 8]) -> __m256 {
+        let d = d.map(|d| d.to_bits() as i16);
+        _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]))
+    }
+
+    /// The eight lanes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn lanes(v: __m256) -> [f32; LANES] {
+        let mut out = [0f32; LANES];
+        // SAFETY: the array holds the 8 numbers written here.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) };
+        out
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn float8(x: &[f32; 8]) -> __m256 {
+        // SAFETY: the array holds the 8 numbers read here.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    /// Sums of the activations of eight blocks, from those of sixteen halves.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn block_sums(x: &[i16; 16]) -> __m256i {
+        _mm256_madd_epi16(load32(x), _mm256_set1_epi16(1))
+    }
+
+    /// Shifts by 0 in the low and by 4 in the high half.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn low_then_high(q: __m512i) -> __m512i {
+        let shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+        _mm512_and_si512(_mm512_srlv_epi64(q, shift), _mm512_set1_epi8(15))
+    }
+
+    /// Σ over blocks of `w.d · x.d · Σ w.q · x.q`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q8_0(w: &[BlockQ8_0], x: Q8Row<'_>) -> f32 {
+        let mut acc = _mm256_setzero_ps();
+        let (chunks, _) = w.as_chunks::<8>();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        for (((w, qs), d), x_sums) in chunks.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 5);
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for p in 0..4 {
+                let q = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load32(&w[2 * p].qs)), load32(&w[2 * p + 1].qs));
+                let q = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+                dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
+            }
+            let dots = _mm256_sub_epi32(eights(dots), _mm256_slli_epi32::<7>(block_sums(x_sums)));
+            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        let mut lanes = lanes(acc);
+        rest::<BlockQ8_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        sum(&lanes)
+    }
+
+    /// Σ over blocks of `w.d · x.d · Σ (w.q − 8) · x.q`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q4_0(w: &[BlockQ4_0], x: Q8Row<'_>) -> f32 {
+        let mut acc = _mm256_setzero_ps();
+        let (chunks, _) = w.as_chunks::<8>();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        let shift = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+        for (((w, qs), d), x_sums) in chunks.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 3);
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for p in 0..4 {
+                let (even, odd) = (load16(&w[2 * p].qs), load16(&w[2 * p + 1].qs));
+                let q = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(even), 0xff00, odd);
+                let q = _mm512_and_si512(_mm512_srlv_epi64(q, shift), _mm512_set1_epi8(15));
+                dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
+            }
+            let dots = _mm256_sub_epi32(eights(dots), _mm256_slli_epi32::<3>(block_sums(x_sums)));
+            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        let mut lanes = lanes(acc);
+        rest::<BlockQ4_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        sum(&lanes)
+    }
+
+    /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q4_k(w: &[BlockQ4_K], x: Q8Row<'_>) -> f32 {
+        let mut acc = _mm256_setzero_ps();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 3);
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for p in 0..4 {
+                let q = low_then_high(_mm512_broadcast_i64x4(load32(&w.qs[32 * p..])));
+                dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
+            }
+            acc = k_block(w.d, w.dmin, &w.scales, eights(dots), d, x_sums, acc);
+        }
+        sum(&lanes(acc))
+    }
+
+    /// As [`q4_k`], with a fifth bit per code.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q5_k(w: &[BlockQ5_K], x: Q8Row<'_>) -> f32 {
+        let mut acc = _mm256_setzero_ps();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 3);
+            let top = _mm512_broadcast_i64x4(load32(&w.qh));
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for p in 0..4 {
+                let q = low_then_high(_mm512_broadcast_i64x4(load32(&w.qs[32 * p..])));
+                let bits = _mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1);
+                let bit = _mm512_srlv_epi64(top, _mm512_add_epi64(bits, _mm512_set1_epi64(2 * p as i64)));
+                let bit = _mm512_slli_epi16::<4>(_mm512_and_si512(bit, _mm512_set1_epi8(1)));
+                dots[p] = _mm512_dpbusd_epi32(dots[p], _mm512_or_si512(q, bit), load64(&qs[64 * p..]));
+            }
+            acc = k_block(w.d, w.dmin, &w.scales, eights(dots), d, x_sums, acc);
+        }
+        sum(&lanes(acc))
+    }
+
+    /// The float part of a `Q4_K` or `Q5_K` block.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn k_block(
+        d: ::half::f16,
+        dmin: ::half::f16,
+        scales: &[u8; 12],
+        dots: __m256i,
+        x_d: &[f32; 8],
+        x_sums: &[i16; 16],
+        acc: __m256,
+    ) -> __m256 {
+        let (s, m) = k_scales(scales);
+        let s = _mm256_mul_ps(_mm256_set1_ps(half(d.to_bits())), s);
+        let m = _mm256_mul_ps(_mm256_set1_ps(half(dmin.to_bits())), m);
+        let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), s);
+        let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums(x_sums)), block);
+        _mm256_fmadd_ps(block, float8(x_d), acc)
+    }
+
+    /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q6_k(w: &[BlockQ6_K], x: Q8Row<'_>) -> f32 {
+        let (low, two) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3));
+        let (shift, shift_more) = (_mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2), _mm512_setr_epi64(4, 4, 4, 4, 6, 6, 6, 6));
+        // Sub-block 4·z + q is in part q at place z; even ones first, then odd ones.
+        let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+        let even_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+        let mut acc = _mm256_setzero_ps();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 4);
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for h in 0..2 {
+                let (bottom, top) = (load64(&w.ql[64 * h..]), _mm512_broadcast_i64x4(load32(&w.qh[32 * h..])));
+                let first = _mm512_slli_epi16::<4>(_mm512_and_si512(_mm512_srlv_epi64(top, shift), two));
+                let second = _mm512_slli_epi16::<4>(_mm512_and_si512(_mm512_srlv_epi64(top, shift_more), two));
+                let q0 = _mm512_or_si512(_mm512_and_si512(bottom, low), first);
+                let q1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(bottom), low), second);
+                dots[2 * h] = _mm512_dpbusd_epi32(dots[2 * h], q0, load64(&qs[128 * h..]));
+                dots[2 * h + 1] = _mm512_dpbusd_epi32(dots[2 * h + 1], q1, load64(&qs[128 * h + 64..]));
+            }
+            let dots = _mm512_permutexvar_epi32(order, fours(dots));
+            let (even, odd) = (_mm512_castsi512_si256(dots), _mm512_extracti64x4_epi64::<1>(dots));
+            let x_sums = load32(x_sums);
+            let x_even = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x_sums));
+            let x_odd = _mm256_srai_epi32::<16>(x_sums);
+            let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
+            let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
+            let s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(load16(&w.scales), even_first)));
+            let s = _mm512_mul_ps(_mm512_set1_ps(half(w.d.to_bits())), s);
+            let block = _mm256_mul_ps(even, _mm512_castps512_ps256(s));
+            let block = _mm256_fmadd_ps(odd, _mm512_extractf32x8_ps::<1>(s), block);
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        sum(&lanes(acc))
+    }
+}

@@ -1,0 +1,527 @@
+//! Batches of activation rows times panels of unpacked weight rows: AVX2, AVX-512 and AVX-512 VNNI.
+//!
+//! Siblings of `portable/gemm.rs`: integer sums match it exactly; floats are added in the same order as by the dot
+//! products of `dot.rs`, with the same roundings, so that a row alone and a row of a batch come out equal.
+
+use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
+
+use crate::cpu::portable::dot::{FLOAT_LANES, LANES};
+use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, lane, pack_with, place};
+
+/// Operands of a tile of a batch: pointers to its first row and first panel.
+#[derive(Clone, Copy)]
+struct Tile {
+    qs: *const i8,
+    d: *const f32,
+    aux: *const i32,
+    codes: *const u8,
+    s: *const f32,
+    m: *const f32,
+    blocks: usize,
+    out: *mut f32,
+    stride: usize,
+}
+
+impl Tile {
+    /// The tile that starts at `row` and `panel`.
+    fn at(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize, row: usize, panel: usize) -> Tile {
+        let (n, groups) = (w.blocks, w.kind.groups());
+        let minima = if w.kind.min { panel * n * groups * PANEL } else { 0 };
+        Tile {
+            qs: x.qs[row * n * 32..].as_ptr(),
+            d: x.d[row * n..].as_ptr(),
+            aux: x.aux[row * n * groups..].as_ptr(),
+            codes: w.codes[panel * n * PANEL_BLOCK..].as_ptr(),
+            s: w.s[panel * n * groups * PANEL..].as_ptr(),
+            m: w.m[minima..].as_ptr(),
+            blocks: n,
+            out: out[row * stride + panel * PANEL..].as_mut_ptr(),
+            stride,
+        }
+    }
+}
+
+/// One packing function per format.
+macro_rules! packs {
+    ($features:literal, $transpose:ident: $($name:ident: $block:ty),*) => {$(
+        /// See [`crate::cpu::portable::gemm::pack`].
+        #[target_feature(enable = $features)]
+        pub fn $name(w: &[$block], rows: usize, codes: &mut [u8], s: &mut [f32], m: &mut [f32]) {
+            pack_with(w, rows, codes, s, m, |rows, first, out| $transpose(rows, first, out));
+        }
+    )*};
+}
+
+pub mod vnni {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    /// See [`crate::cpu::portable::gemm::multiply`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        match (w.kind.sixteen, w.kind.min) {
+            (false, false) => kind::<false, false>(x, w, out, stride),
+            (false, true) => kind::<false, true>(x, w, out, stride),
+            (true, false) => kind::<true, false>(x, w, out, stride),
+            (true, true) => kind::<true, true>(x, w, out, stride),
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn kind<const SIXTEEN: bool, const MIN: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        let mut row = 0;
+        while row < x.rows {
+            let rows = (x.rows - row).min(6);
+            let mut panel = 0;
+            while panel < w.count {
+                let t = Tile::at(x, w, out, stride, row, panel);
+                let two = w.count - panel >= 2;
+                // SAFETY: `Kernels::multiply` asserted that all operands hold `x.rows` rows and `w.count` panels, and
+                // the tile ends before both.
+                unsafe {
+                    match (rows, two) {
+                        (6, true) => tile::<6, 2, SIXTEEN, MIN>(t),
+                        (6, false) => tile::<6, 1, SIXTEEN, MIN>(t),
+                        (5, true) => tile::<5, 2, SIXTEEN, MIN>(t),
+                        (5, false) => tile::<5, 1, SIXTEEN, MIN>(t),
+                        (4, true) => tile::<4, 2, SIXTEEN, MIN>(t),
+                        (4, false) => tile::<4, 1, SIXTEEN, MIN>(t),
+                        (3, true) => tile::<3, 2, SIXTEEN, MIN>(t),
+                        (3, false) => tile::<3, 1, SIXTEEN, MIN>(t),
+                        (2, true) => tile::<2, 2, SIXTEEN, MIN>(t),
+                        (2, false) => tile::<2, 1, SIXTEEN, MIN>(t),
+                        (_, true) => tile::<1, 2, SIXTEEN, MIN>(t),
+                        (_, false) => tile::<1, 1, SIXTEEN, MIN>(t),
+                    }
+                }
+                panel += if two { 2 } else { 1 };
+            }
+            row += rows;
+        }
+    }
+
+    /// `MR` rows by `NR` panels.
+    ///
+    /// # Safety
+    /// The operands hold as many rows and panels from the tile's start on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn tile<const MR: usize, const NR: usize, const SIXTEEN: bool, const MIN: bool>(t: Tile) {
+        let n = t.blocks;
+        let groups = if SIXTEEN { 2 } else { 1 };
+        // SAFETY: every offset below stays inside the rows and panels that the caller promises.
+        unsafe {
+            for l in 0..LANES {
+                let mut sums = [[_mm512_setzero_ps(); NR]; MR];
+                for b in lane(l, n, LANES) {
+                    let mut blocks = [[_mm512_setzero_ps(); NR]; MR];
+                    for g in 0..groups {
+                        let mut dots = [[_mm512_setzero_si512(); NR]; MR];
+                        if !MIN {
+                            for r in 0..MR {
+                                dots[r] = [_mm512_set1_epi32(*t.aux.add((r * n + b) * groups + g)); NR];
+                            }
+                        }
+                        let steps = 8 / groups;
+                        for step in g * steps..(g + 1) * steps {
+                            let mut w = [_mm512_setzero_si512(); NR];
+                            for p in 0..NR {
+                                w[p] = _mm512_loadu_si512(t.codes.add((p * n + b) * PANEL_BLOCK + step * 64).cast());
+                            }
+                            for r in 0..MR {
+                                let x = _mm512_set1_epi32(t.qs.add((r * n + b) * 32 + step * 4).cast::<i32>().read_unaligned());
+                                for p in 0..NR {
+                                    dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], w[p], x);
+                                }
+                            }
+                        }
+                        for p in 0..NR {
+                            let s = _mm512_loadu_ps(t.s.add(((p * n + b) * groups + g) * PANEL));
+                            for r in 0..MR {
+                                let dot = _mm512_cvtepi32_ps(dots[r][p]);
+                                blocks[r][p] = if g == 0 { _mm512_mul_ps(dot, s) } else { _mm512_fmadd_ps(dot, s, blocks[r][p]) };
+                            }
+                        }
+                    }
+                    if MIN {
+                        for g in 0..groups {
+                            for p in 0..NR {
+                                let m = _mm512_loadu_ps(t.m.add(((p * n + b) * groups + g) * PANEL));
+                                for r in 0..MR {
+                                    let x = _mm512_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * groups + g) as u32));
+                                    blocks[r][p] = _mm512_fnmadd_ps(m, x, blocks[r][p]);
+                                }
+                            }
+                        }
+                    }
+                    for r in 0..MR {
+                        let d = _mm512_set1_ps(*t.d.add(r * n + b));
+                        for p in 0..NR {
+                            sums[r][p] = _mm512_fmadd_ps(blocks[r][p], d, sums[r][p]);
+                        }
+                    }
+                }
+                for r in 0..MR {
+                    for p in 0..NR {
+                        let out = t.out.add(r * t.stride + p * PANEL);
+                        let before = if l == 0 { _mm512_setzero_ps() } else { _mm512_loadu_ps(out) };
+                        _mm512_storeu_ps(out, _mm512_add_ps(before, sums[r][p]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    packs!("avx512f,avx512bw,avx512vl,avx512dq", transpose:
+        pack_q4_0: BlockQ4_0, pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1, pack_q8_0: BlockQ8_0,
+        pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q4_k: BlockQ4_K, pack_q5_k: BlockQ5_K, pack_q6_k: BlockQ6_K);
+
+    /// Four columns of 16 rows together: 4×4 transposes of 32-bit words, row `4·q + i` from part `q` of vector `i`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK]) {
+        assert!(first + 32 <= 256);
+        for half in 0..2 {
+            // SAFETY: 16 bytes at `first + 16 · half` lie inside each row, as asserted.
+            let part = |row: usize| unsafe { _mm_loadu_si128(rows[row].as_ptr().add(first + 16 * half).cast()) };
+            let vector = |i: usize| {
+                let v = _mm512_castsi128_si512(part(i));
+                let v = _mm512_inserti32x4::<1>(v, part(4 + i));
+                let v = _mm512_inserti32x4::<2>(v, part(8 + i));
+                _mm512_inserti32x4::<3>(v, part(12 + i))
+            };
+            let (a, b, c, d) = (vector(0), vector(1), vector(2), vector(3));
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            let columns = [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ];
+            for (i, column) in columns.into_iter().enumerate() {
+                // SAFETY: 64 bytes at `(4 · half + i) · 64` lie inside the 512.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().add((4 * half + i) * 64).cast(), column) }
+            }
+        }
+    }
+
+    /// See [`crate::cpu::portable::gemm::multiply_float`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn multiply_float(x: &[f32], k: usize, w: &[f32], out: &mut [f32], stride: usize) {
+        let (rows, panels) = (x.len() / k, w.len() / (k * PANEL));
+        let mut row = 0;
+        while row < rows {
+            let left = rows - row;
+            let step = if left >= 12 { 12 } else { left.min(4) };
+            let mut panel = 0;
+            while panel < panels {
+                let (x, w) = (x[row * k..].as_ptr(), w[panel * k * PANEL..].as_ptr());
+                let out = out[row * stride + panel * PANEL..].as_mut_ptr();
+                let wide = panels - panel >= 2;
+                // SAFETY: `Kernels::multiply_float` asserted that all operands hold `rows` rows and `panels` panels,
+                // and the tile ends before both.
+                unsafe {
+                    match (step, wide) {
+                        (12, true) => tile::<12, 2>(x, k, w, out, stride),
+                        (12, false) => tile::<12, 1>(x, k, w, out, stride),
+                        (4, true) => tile::<4, 2>(x, k, w, out, stride),
+                        (4, false) => tile::<4, 1>(x, k, w, out, stride),
+                        (3, true) => tile::<3, 2>(x, k, w, out, stride),
+                        (3, false) => tile::<3, 1>(x, k, w, out, stride),
+                        (2, true) => tile::<2, 2>(x, k, w, out, stride),
+                        (2, false) => tile::<2, 1>(x, k, w, out, stride),
+                        (_, true) => tile::<1, 2>(x, k, w, out, stride),
+                        (_, false) => tile::<1, 1>(x, k, w, out, stride),
+                    }
+                }
+                panel += if wide { 2 } else { 1 };
+            }
+            row += step;
+        }
+    }
+
+    /// `MR` rows by `NR` panels.
+    ///
+    /// # Safety
+    /// `x`, `w` and `out` point to as many rows and panels.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn tile<const MR: usize, const NR: usize>(x: *const f32, k: usize, w: *const f32, out: *mut f32, stride: usize) {
+        // SAFETY: every offset stays inside the rows and panels that the caller promises.
+        unsafe {
+            for l in 0..FLOAT_LANES {
+                let mut sums = [[_mm512_setzero_ps(); NR]; MR];
+                for i in lane(l, k, FLOAT_LANES) {
+                    let mut wide = [_mm512_setzero_ps(); NR];
+                    for p in 0..NR {
+                        wide[p] = _mm512_loadu_ps(w.add((p * k + i) * PANEL));
+                    }
+                    for r in 0..MR {
+                        let x = _mm512_set1_ps(*x.add(r * k + i));
+                        for p in 0..NR {
+                            sums[r][p] = _mm512_fmadd_ps(wide[p], x, sums[r][p]);
+                        }
+                    }
+                }
+                for r in 0..MR {
+                    for p in 0..NR {
+                        let out = out.add(r * stride + p * PANEL);
+                        let before = if l == 0 { _mm512_setzero_ps() } else { _mm512_loadu_ps(out) };
+                        _mm512_storeu_ps(out, _mm512_add_ps(before, sums[r][p]));
+                    }
+                }
+            }
+        }
+    }
+
+    /// See [`crate::cpu::portable::gemm::pack_float`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn pack_float(w: &[f32], rows: usize, panel: &mut [f32]) {
+        let k = w.len() / rows;
+        let whole = if rows == PANEL { k / 16 * 16 } else { 0 };
+        for first in (0..whole).step_by(16) {
+            // SAFETY: 16 numbers from column `first` on lie inside each of the 16 rows.
+            let row = |r: usize| unsafe { _mm512_loadu_ps(w.as_ptr().add(r * k + first)) };
+            // 32-bit words within quarters, then quarters: column 4·q + i comes from part q of vector i.
+            let mut t = [_mm512_setzero_ps(); 16];
+            for q in 0..4 {
+                let (a, b, c, d) = (row(4 * q), row(4 * q + 1), row(4 * q + 2), row(4 * q + 3));
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                t[4 * q] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                t[4 * q + 1] = _mm512_shuffle_ps::<0xee>(ab, cd);
+                t[4 * q + 2] = _mm512_shuffle_ps::<0x44>(ab_high, cd_high);
+                t[4 * q + 3] = _mm512_shuffle_ps::<0xee>(ab_high, cd_high);
+            }
+            for i in 0..4 {
+                let (a, b, c, d) = (t[i], t[4 + i], t[8 + i], t[12 + i]);
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                let (ab_high, cd_high) = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                    _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+                    _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high),
+                    _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high),
+                ];
+                for (q, column) in columns.into_iter().enumerate() {
+                    let at = place(first + 4 * q + i, k, FLOAT_LANES);
+                    let out = &mut panel[at * PANEL..][..PANEL];
+                    // SAFETY: the slice holds the 16 numbers written here.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), column) }
+                }
+            }
+        }
+        for i in whole..k {
+            let out = &mut panel[place(i, k, FLOAT_LANES) * PANEL..][..PANEL];
+            for (r, out) in out.iter_mut().enumerate() {
+                *out = if r < rows { w[r * k + i] } else { 0.0 };
+            }
+        }
+    }
+}
+
+pub mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    packs!("avx2,fma,f16c", transpose:
+        pack_q4_0: BlockQ4_0, pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1, pack_q8_0: BlockQ8_0,
+        pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q4_k: BlockQ4_K, pack_q5_k: BlockQ5_K, pack_q6_k: BlockQ6_K);
+
+    /// Four columns of 16 rows together: 4×4 transposes of 32-bit words, row `4·q + i` from part `q` of vector `i`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK]) {
+        assert!(first + 32 <= 256);
+        for part in 0..4 {
+            let (half, side) = (part / 2, part % 2);
+            // SAFETY: 16 bytes at `first + 16 · half` lie inside each row, as asserted.
+            let piece = |row: usize| unsafe { _mm_loadu_si128(rows[row].as_ptr().add(first + 16 * half).cast()) };
+            let vector = |i: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(piece(8 * side + i)), piece(8 * side + 4 + i));
+            let (a, b, c, d) = (vector(0), vector(1), vector(2), vector(3));
+            let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+            let columns = [
+                _mm256_unpacklo_epi64(ab, cd),
+                _mm256_unpackhi_epi64(ab, cd),
+                _mm256_unpacklo_epi64(ab_high, cd_high),
+                _mm256_unpackhi_epi64(ab_high, cd_high),
+            ];
+            for (i, column) in columns.into_iter().enumerate() {
+                // SAFETY: 32 bytes at `(4 · half + i) · 64 + 32 · side` lie inside the 512.
+                unsafe { _mm256_storeu_si256(out.as_mut_ptr().add((4 * half + i) * 64 + 32 * side).cast(), column) }
+            }
+        }
+    }
+
+    /// See [`crate::cpu::portable::gemm::multiply`].
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        // Codes up to 63 times 127 add up in 16 bits two by two; those of Q8_0 do not and are taken with their signs.
+        match (w.kind.sixteen, w.kind.min, w.kind.offset == 128) {
+            (false, false, false) => kind::<false, false, false>(x, w, out, stride),
+            (false, false, true) => kind::<false, false, true>(x, w, out, stride),
+            (false, true, _) => kind::<false, true, false>(x, w, out, stride),
+            (true, false, _) => kind::<true, false, false>(x, w, out, stride),
+            (true, true, _) => kind::<true, true, false>(x, w, out, stride),
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn kind<const SIXTEEN: bool, const MIN: bool, const SIGNED: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        for row in (0..x.rows).step_by(2) {
+            for panel in 0..w.count {
+                let t = Tile::at(x, w, out, stride, row, panel);
+                // SAFETY: `Kernels::multiply` asserted that all operands hold `x.rows` rows and `w.count` panels, and
+                // the tile ends before both.
+                unsafe { if row + 1 < x.rows { tile::<2, SIXTEEN, MIN, SIGNED>(t) } else { tile::<1, SIXTEEN, MIN, SIGNED>(t) } }
+            }
+        }
+    }
+
+    /// `MR` rows by one panel, as two vectors of 8 weight rows.
+    ///
+    /// # Safety
+    /// The operands hold as many rows and a panel from the tile's start on.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile<const MR: usize, const SIXTEEN: bool, const MIN: bool, const SIGNED: bool>(t: Tile) {
+        let n = t.blocks;
+        let groups = if SIXTEEN { 2 } else { 1 };
+        let ones = _mm256_set1_epi16(1);
+        // SAFETY: every offset below stays inside the rows and panels that the caller promises.
+        unsafe {
+            for l in 0..LANES {
+                let mut sums = [[_mm256_setzero_ps(); 2]; MR];
+                for b in lane(l, n, LANES) {
+                    let mut blocks = [[_mm256_setzero_ps(); 2]; MR];
+                    for g in 0..groups {
+                        let mut dots = [[_mm256_setzero_si256(); 2]; MR];
+                        if !MIN && !SIGNED {
+                            for r in 0..MR {
+                                dots[r] = [_mm256_set1_epi32(*t.aux.add((r * n + b) * groups + g)); 2];
+                            }
+                        }
+                        let steps = 8 / groups;
+                        for step in g * steps..(g + 1) * steps {
+                            for p in 0..2 {
+                                let mut w = _mm256_loadu_si256(t.codes.add(b * PANEL_BLOCK + step * 64 + p * 32).cast());
+                                if SIGNED {
+                                    w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                                }
+                                for r in 0..MR {
+                                    let x = _mm256_set1_epi32(t.qs.add((r * n + b) * 32 + step * 4).cast::<i32>().read_unaligned());
+                                    let pairs = if SIGNED {
+                                        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                                    } else {
+                                        _mm256_maddubs_epi16(w, x)
+                                    };
+                                    dots[r][p] = _mm256_add_epi32(dots[r][p], _mm256_madd_epi16(pairs, ones));
+                                }
+                            }
+                        }
+                        for p in 0..2 {
+                            let s = _mm256_loadu_ps(t.s.add((b * groups + g) * PANEL + 8 * p));
+                            for r in 0..MR {
+                                let dot = _mm256_cvtepi32_ps(dots[r][p]);
+                                blocks[r][p] = if g == 0 { _mm256_mul_ps(dot, s) } else { _mm256_fmadd_ps(dot, s, blocks[r][p]) };
+                            }
+                        }
+                    }
+                    if MIN {
+                        for g in 0..groups {
+                            for p in 0..2 {
+                                let m = _mm256_loadu_ps(t.m.add((b * groups + g) * PANEL + 8 * p));
+                                for r in 0..MR {
+                                    let x = _mm256_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * groups + g) as u32));
+                                    blocks[r][p] = _mm256_fnmadd_ps(m, x, blocks[r][p]);
+                                }
+                            }
+                        }
+                    }
+                    for r in 0..MR {
+                        let d = _mm256_set1_ps(*t.d.add(r * n + b));
+                        for p in 0..2 {
+                            sums[r][p] = _mm256_fmadd_ps(blocks[r][p], d, sums[r][p]);
+                        }
+                    }
+                }
+                for r in 0..MR {
+                    for p in 0..2 {
+                        let out = t.out.add(r * t.stride + 8 * p);
+                        let before = if l == 0 { _mm256_setzero_ps() } else { _mm256_loadu_ps(out) };
+                        _mm256_storeu_ps(out, _mm256_add_ps(before, sums[r][p]));
+                    }
+                }
+            }
+        }
+    }
+
+    /// See [`crate::cpu::portable::gemm::multiply_float`].
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn multiply_float(x: &[f32], k: usize, w: &[f32], out: &mut [f32], stride: usize) {
+        let (rows, panels) = (x.len() / k, w.len() / (k * PANEL));
+        let mut row = 0;
+        while row < rows {
+            let step = match rows - row {
+                left if left >= 6 => 6,
+                left if left >= 2 => 2,
+                _ => 1,
+            };
+            for panel in 0..panels {
+                let (x, w) = (x[row * k..].as_ptr(), w[panel * k * PANEL..].as_ptr());
+                let out = out[row * stride + panel * PANEL..].as_mut_ptr();
+                // SAFETY: `Kernels::multiply_float` asserted that all operands hold `rows` rows and `panels` panels,
+                // and the tile ends before both.
+                unsafe {
+                    match step {
+                        6 => float_tile::<6>(x, k, w, out, stride),
+                        2 => float_tile::<2>(x, k, w, out, stride),
+                        _ => float_tile::<1>(x, k, w, out, stride),
+                    }
+                }
+            }
+            row += step;
+        }
+    }
+
+    /// `MR` rows by one panel, as two vectors of 8 weight rows.
+    ///
+    /// # Safety
+    /// `x`, `w` and `out` point to as many rows and a panel.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn float_tile<const MR: usize>(x: *const f32, k: usize, w: *const f32, out: *mut f32, stride: usize) {
+        // SAFETY: every offset stays inside the rows and the panel that the caller promises.
+        unsafe {
+            for l in 0..FLOAT_LANES {
+                let mut sums = [[_mm256_setzero_ps(); 2]; MR];
+                for i in lane(l, k, FLOAT_LANES) {
+                    let wide = [_mm256_loadu_ps(w.add(i * PANEL)), _mm256_loadu_ps(w.add(i * PANEL + 8))];
+                    for r in 0..MR {
+                        let x = _mm256_set1_ps(*x.add(r * k + i));
+                        for p in 0..2 {
+                            sums[r][p] = _mm256_fmadd_ps(wide[p], x, sums[r][p]);
+                        }
+                    }
+                }
+                for r in 0..MR {
+                    for p in 0..2 {
+                        let out = out.add(r * stride + 8 * p);
+                        let before = if l == 0 { _mm256_setzero_ps() } else { _mm256_loadu_ps(out) };
+                        _mm256_storeu_ps(out, _mm256_add_ps(before, sums[r][p]));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Vectors of `f32` under the same names for 256 and 512 bits, so that a kernel is written once for both.
+//!
+//! Functions here are safe inside functions compiled for the same features. Loads and stores take arrays, whose
+//! type says that the elements are there.
+
+/// 8 numbers.
+pub mod avx2 {
+    use std::arch::x86_64::*;
+
+    /// Numbers of a vector.
+    pub const N: usize = 8;
+    /// A vector.
+    pub type V = __m256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn splat(x: f32) -> V {
+        _mm256_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn load(x: &[f32; N]) -> V {
+        // SAFETY: the array holds the 8 numbers read here; `loadu` asks for no alignment.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn store(x: &mut [f32; N], v: V) {
+        // SAFETY: the array holds the 8 numbers written here; `storeu` asks for no alignment.
+        unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
+    }
+    /// Half-precision numbers, widened.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn load_half(x: &[u16; N]) -> V {
+        // SAFETY: the array holds the 16 bytes read here; `loadu` asks for no alignment.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
+    }
+    /// Small integers, converted.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn load_i8(x: &[i8; N]) -> V {
+        // SAFETY: the array holds the 8 bytes read here; `loadl` asks for no alignment.
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(x.as_ptr().cast()) }))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn add(a: V, b: V) -> V {
+        _mm256_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn sub(a: V, b: V) -> V {
+        _mm256_sub_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn mul(a: V, b: V) -> V {
+        _mm256_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn div(a: V, b: V) -> V {
+        _mm256_div_ps(a, b)
+    }
+    /// `a · b + c`, rounded once.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn fma(a: V, b: V, c: V) -> V {
+        _mm256_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn max(a: V, b: V) -> V {
+        _mm256_max_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn min(a: V, b: V) -> V {
+        _mm256_min_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn abs(a: V) -> V {
+        _mm256_andnot_ps(_mm256_set1_ps(-0.0), a)
+    }
+    /// The magnitude of `a` with the sign of `b`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn with_sign(a: V, b: V) -> V {
+        let sign = _mm256_set1_ps(-0.0);
+        _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b))
+    }
+    /// The nearest whole numbers, ties to even.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn round(a: V) -> V {
+        _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+    }
+    /// `a · 2^n` for whole `n` in −126..=127.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn scale_by_power(a: V, n: V) -> V {
+        let exponent = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+        _mm256_mul_ps(a, _mm256_castsi256_ps(exponent))
+    }
+}
+
+/// 16 numbers.
+pub mod avx512 {
+    use std::arch::x86_64::*;
+
+    /// Numbers of a vector.
+    pub const N: usize = 16;
+    /// A vector.
+    pub type V = __m512;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn splat(x: f32) -> V {
+        _mm512_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn load(x: &[f32; N]) -> V {
+        // SAFETY: the array holds the 16 numbers read here; `loadu` asks for no alignment.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn store(x: &mut [f32; N], v: V) {
+        // SAFETY: the array holds the 16 numbers written here; `storeu` asks for no alignment.
+        unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+    }
+    /// Half-precision numbers, widened.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn load_half(x: &[u16; N]) -> V {
+        // SAFETY: the array holds the 32 bytes read here; `loadu` asks for no alignment.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+    }
+    /// Small integers, converted.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn load_i8(x: &[i8; N]) -> V {
+        // SAFETY: the array holds the 16 bytes read here; `loadu` asks for no alignment.
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(x.as_ptr().cast()) }))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn add(a: V, b: V) -> V {
+        _mm512_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn sub(a: V, b: V) -> V {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn mul(a: V, b: V) -> V {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn div(a: V, b: V) -> V {
+        _mm512_div_ps(a, b)
+    }
+    /// `a · b + c`, rounded once.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn fma(a: V, b: V, c: V) -> V {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn max(a: V, b: V) -> V {
+        _mm512_max_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn min(a: V, b: V) -> V {
+        _mm512_min_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn abs(a: V) -> V {
+        _mm512_abs_ps(a)
+    }
+    /// The magnitude of `a` with the sign of `b`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn with_sign(a: V, b: V) -> V {
+        let sign = _mm512_set1_ps(-0.0);
+        _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
+    }
+    /// The nearest whole numbers, ties to even.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn round(a: V) -> V {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+    }
+    /// `a · 2^n` for whole `n` in −126..=127.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn scale_by_power(a: V, n: V) -> V {
+        _mm512_scalef_ps(a, n)
+    }
+}
