@@ -1,0 +1,27 @@
+# What CI runs: formatting, lints, tests, documentation, all without warnings.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo test --workspace
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Every SIMD kernel this CPU has against the portable one.
+parity:
+    cargo test -p sphinx-targets parity
+
+# The model, stage by stage, against recorded activations.
+golden:
+    cargo test --test golden
+
+# Kernel benches: a rate beside the machine's limit.
+bench *ARGS:
+    cargo bench -p sphinx-targets {{ARGS}}
+
+# One fuzz target for some minutes: `just fuzz gguf_read 180`.
+fuzz TARGET SECONDS="180":
+    cd {{ if TARGET == "gguf_read" { "quant" } else { "convert" } }} && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
+
+# The small binary without candle, and the full one.
+sizes:
+    cargo build --profile dist --no-default-features && ls -l target/dist/sphinx
+    cargo build --profile dist && ls -l target/dist/sphinx

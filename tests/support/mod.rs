@@ -1,0 +1,109 @@
+//! What the root tests share: committed cases, conversion into a temporary folder, and comparison.
+#![allow(dead_code)] // every test file uses its part
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use sphinx_convert::{ConvertOptions, Progress, QuantizeOptions};
+use sphinx_quant::recipe::Recipe;
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A committed fixture.
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+/// More cases of the same form beside the repository, if they are there; a test that wants them says when it skips.
+pub fn shared_case(name: &str) -> Option<PathBuf> {
+    let path = root().parent()?.join("shared/goldens").join(name);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("skipped: {} is not there", path.display());
+    None
+}
+
+/// No progress, no warnings.
+pub struct Quiet;
+
+impl Progress for Quiet {}
+
+/// The recipe called `name`.
+pub fn recipe(name: &str) -> Recipe {
+    Recipe::named(name).expect("a recipe's name")
+}
+
+/// Converts `checkpoint` to `folder/NAME.gguf` and its vision half.
+pub fn convert(checkpoint: &Path, folder: &Path, name: &str, quant: &str) -> PathBuf {
+    let output = folder.join(format!("{name}.gguf"));
+    let options = ConvertOptions {
+        inputs: vec![checkpoint.to_owned()],
+        output: output.clone(),
+        quant: recipe(quant),
+        vision_quant: recipe(quant),
+        llama_type: None,
+        context: None,
+        vision: None,
+        max_memory: None,
+        threads: 2,
+        force: false,
+        strict: true,
+    };
+    sphinx_convert::convert(&options, &Quiet).expect("the case converts");
+    output
+}
+
+/// Both halves of `model`, de-quantised to F32 under another name.
+pub fn widen(model: &Path, name: &str) -> PathBuf {
+    let wide = model.with_file_name(format!("{name}.gguf"));
+    let vision = |p: &Path| p.with_file_name(format!("mmproj-{}", p.file_name().expect("a file").to_string_lossy()));
+    for (input, output) in [(model.to_owned(), wide.clone()), (vision(model), vision(&wide))] {
+        let options = QuantizeOptions { input, output, quant: recipe("F32"), threads: 2, max_memory: None, force: false };
+        sphinx_convert::quantize(&options, &Quiet).expect("the file widens");
+    }
+    wide
+}
+
+/// Recorded tensors by name: shape and values (I64 and F16 widened).
+pub fn recorded(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
+    let bytes = std::fs::read(path).expect("a recorded file");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let wide = |t: &safetensors::tensor::TensorView| -> Vec<f32> {
+        let d = t.data();
+        match t.dtype() {
+            Dtype::F32 => d.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
+            Dtype::F16 => d.chunks_exact(2).map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+            Dtype::I64 => d.chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().expect("8 bytes")) as f32).collect(),
+            other => panic!("{other:?}"),
+        }
+    };
+    file.tensors().into_iter().map(|(name, t)| (name, (t.shape().to_vec(), wide(&t)))).collect()
+}
+
+/// Largest absolute difference; the lengths must agree.
+pub fn max_abs(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) })
+}
+
+/// Cosine of each row of `width`: the least and the mean.
+pub fn cosines(a: &[f32], b: &[f32], width: usize) -> (f64, f64) {
+    assert_eq!(a.len(), b.len());
+    let each = a.chunks_exact(width).zip(b.chunks_exact(width)).map(|(x, y)| {
+        let dot = |p: &[f32], q: &[f32]| p.iter().zip(q).map(|(&u, &v)| f64::from(u) * f64::from(v)).sum::<f64>();
+        dot(x, y) / (dot(x, x) * dot(y, y)).sqrt()
+    });
+    let all: Vec<f64> = each.collect();
+    assert!(!all.is_empty() && all.iter().all(|c| c.is_finite()));
+    (all.iter().copied().fold(f64::MAX, f64::min), all.iter().sum::<f64>() / all.len() as f64)
+}
+
+/// Every `step`-th row of a `[_, width]` matrix.
+pub fn every(values: &[f32], width: usize, step: usize) -> Vec<f32> {
+    values.chunks_exact(width).step_by(step).flatten().copied().collect()
+}
