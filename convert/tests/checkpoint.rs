@@ -902,3 +902,32 @@ proptest! {
         let _ = pickle::unpickle(&bytes);
     }
 }
+
+/// What fuzzing starts from, and what it once found.
+#[test]
+fn fuzzing_seeds_are_read() {
+    let corpus = |target: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(!files.is_empty());
+        files.into_iter().map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap()))
+    };
+    let storage: Vec<u8> = (0..64).collect();
+    for (name, stream) in corpus("pickle") {
+        let found = open_all(&pth(&stream, &storage)).map(|found| found.len()).unwrap_or(0);
+        let wanted = match name.as_str() {
+            "plain" | "framed" => 1,
+            "wrapped" | "typed" => 2,
+            _ => 0,
+        };
+        assert_eq!(found, wanted, "{name}: {:?}", open_all(&pth(&stream, &storage)));
+    }
+    for (name, bytes) in corpus("pth_zip") {
+        let read = open_all(&bytes);
+        assert_eq!(read.is_ok(), ["plain", "wide", "described"].contains(&name.as_str()), "{name}: {read:?}");
+    }
+    for (name, bytes) in corpus("sentencepiece") {
+        let read = sphinx_convert::tokenizer::parse_sentencepiece(&bytes);
+        assert_eq!(read.is_ok(), name == "bpe", "{name}");
+    }
+}

@@ -30,9 +30,20 @@ pub(super) fn object(path: &Path, most: u64) -> Result<Map<String, Value>> {
     let text = file.read_vec(0, file.bytes() as usize)?;
     let parsed = serde_json::from_slice(&text).and_then(|UniqueKeys| serde_json::from_slice(&text));
     match parsed {
-        Ok(Value::Object(map)) => Ok(map),
+        Ok(Value::Object(map)) if map.values().all(finite) => Ok(map),
+        Ok(Value::Object(_)) => Err(bad("is not valid JSON: a number is out of range".into())),
         Ok(_) => Err(bad("is JSON, but not an object { … }".into())),
         Err(e) => Err(bad(format!("is not valid JSON: {}", printable(&e.to_string())))),
+    }
+}
+
+/// Every number in it can be a double. Depth is bounded, as the value was parsed.
+fn finite(value: &Value) -> bool {
+    match value {
+        Value::Number(n) => n.as_f64().is_some_and(f64::is_finite),
+        Value::Array(items) => items.iter().all(finite),
+        Value::Object(map) => map.values().all(finite),
+        _ => true,
     }
 }
 
@@ -74,10 +85,9 @@ impl<'de> Deserialize<'de> for UniqueKeys {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
                 let mut keys = HashSet::new();
                 while let Some((key, UniqueKeys)) = map.next_entry::<String, UniqueKeys>()? {
-                    if keys.contains(&key) {
-                        return Err(A::Error::custom(format_args!("key \"{key}\" comes twice")));
+                    if let Some(twice) = keys.replace(key) {
+                        return Err(A::Error::custom(format_args!("key \"{twice}\" comes twice")));
                     }
-                    keys.insert(key);
                 }
                 Ok(())
             }
