@@ -401,4 +401,6 @@ impl Target for CpuTarget {
 }
 
 #[cfg(test)]
+mod parity;
+#[cfg(test)]
 mod tests;

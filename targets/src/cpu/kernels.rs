@@ -50,6 +50,7 @@ pub struct Kernels {
     gemm_multiply_float: unsafe fn(&[f32], usize, &[f32], &mut [f32], usize),
     quantize_q8: unsafe fn(&[f32], Q8RowMut<'_>),
     norm_rms: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    #[allow(clippy::type_complexity)] // x, weight, bias, eps, out
     norm_layer: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
     softmax_exp: unsafe fn(&mut [f32], usize, f32) -> f32,
     act_gelu: unsafe fn(&mut [f32]),

@@ -122,8 +122,13 @@ impl Scratch {
                 floats: Aligned::empty(),
             })
         };
-        let activations =
-            Activations { q8: Q8Rows::new(), qs: Aligned::empty(), d: Aligned::empty(), aux: Aligned::empty(), floats: Aligned::empty() };
+        let activations = Activations {
+            q8: Q8Rows::default(),
+            qs: Aligned::empty(),
+            d: Aligned::empty(),
+            aux: Aligned::empty(),
+            floats: Aligned::empty(),
+        };
         Scratch { activations, hidden: Aligned::empty(), workers: (0..threads).map(|_| worker()).collect() }
     }
 }
@@ -250,12 +255,12 @@ impl CpuTarget {
             let Worker { numbers, sums, .. } = &mut *worker;
             let mut first = 0;
             for tensor in &matrix.parts {
-                let ty = tensor.ty();
+                let (ty, bytes, row_bytes) = (tensor.ty(), tensor.bytes(), tensor.row_bytes());
                 let (mut at, end) = (mine.start.max(first), mine.end.min(first + tensor.rows()));
                 while at < end {
                     let strip = at..(at + STRIP).min(end);
                     for (j, r) in strip.clone().enumerate() {
-                        let w = tensor.row(r - first);
+                        let w = &bytes[(r - first) * row_bytes..][..row_bytes];
                         if self.in_8_bits(ty) {
                             for m in 0..rows {
                                 sums[m * STRIP + j] = self.kernels.dot(ty, w, q8.row(m));

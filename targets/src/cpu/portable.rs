@@ -1,5 +1,7 @@
 //! The kernels as plain Rust: the specification of every sibling, and what runs where there is none.
 
+#![allow(clippy::needless_range_loop)] // lanes read best by index
+
 pub mod act;
 pub mod attend;
 pub mod conv;

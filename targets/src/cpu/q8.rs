@@ -38,12 +38,13 @@ pub struct Q8Rows {
     rows: usize,
 }
 
-impl Q8Rows {
-    /// No rows yet.
-    pub fn new() -> Q8Rows {
+impl Default for Q8Rows {
+    fn default() -> Self {
         Q8Rows { qs: Aligned::empty(), d: Aligned::empty(), sums: Aligned::empty(), k: 0, rows: 0 }
     }
+}
 
+impl Q8Rows {
     /// Makes room for `rows` rows of `k` elements; contents are lost.
     pub fn shape(&mut self, rows: usize, k: usize) -> Result<()> {
         let what = "activations in 8 bits";

@@ -1,5 +1,7 @@
 //! Every operation of the CPU target against plain formulas in f64, for every instruction set of this processor.
 
+#![allow(clippy::needless_range_loop)] // positions of several arrays at once
+
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 

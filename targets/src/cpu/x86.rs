@@ -3,6 +3,8 @@
 //! A file holds up to three modules, `avx2`, `avx512` and `vnni`, as [`super::isa::Isa`] names them. Floats use
 //! fused multiply-add throughout, which the portable kernels do not; integer sums are the same everywhere.
 
+#![allow(clippy::needless_range_loop)] // register tiles read best by index
+
 mod vector;
 
 pub mod act;

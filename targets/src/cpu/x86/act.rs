@@ -5,95 +5,135 @@
 /// `erfc(z) = t · exp(−z² + P(t))` with `t = 1 / (1 + z/2)`: the coefficients of P, the highest first.
 ///
 /// Source: W. H. Press et al., Numerical Recipes, 2nd edition, function `erfcc`.
-const ERFC: [f32; 10] = [
-    0.170_872_77,
-    -0.822_152_23,
-    1.488_515_87,
-    -1.135_203_98,
-    0.278_868_07,
-    -0.186_288_06,
-    0.096_784_18,
-    0.374_091_96,
-    1.000_023_68,
-    -1.265_512_23,
-];
+#[allow(clippy::excessive_precision)] // as published
+const ERFC: [f32; 10] =
+    [0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223];
+
+/// `exp(r) = 1 + r + r² · P(r)` for `|r| ≤ ln 2 / 2`: the coefficients of P, the highest first.
+///
+/// Source: S. L. Moshier, Cephes, function `expf`.
+#[allow(clippy::excessive_precision)] // as published
+const EXP: [f32; 6] = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1];
+
+/// ln 2 in two pieces, the first so short that a whole number times it is exact.
+#[allow(clippy::excessive_precision)] // exactly these bits
+const LN_2_HIGH: f32 = 0.693359375;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 macro_rules! kernels {
     ($name:ident, $features:literal) => {
         pub mod $name {
-            use super::ERFC;
+            use super::{ERFC, EXP, LN_2_HIGH, LN_2_LOW};
             use crate::cpu::x86::vector::$name::*;
 
-            /// `exp(x)`; what overflows becomes 2·10³⁸ and what vanishes 10⁻³⁸. NaN stays.
+            /// `exp` of several vectors at a time, so that one's delays are another's work; what overflows becomes
+            /// 2·10³⁸ and what vanishes 10⁻³⁸. NaN stays.
             #[inline]
             #[target_feature(enable = $features)]
-            pub fn exp(x: V) -> V {
+            pub fn exp<const U: usize>(x: [V; U]) -> [V; U] {
                 // 88.3 and −87.3 are where 2^127 and 2^−126 are left behind; max and min return their second
                 // argument for NaN.
-                let x = max(splat(-87.3), min(splat(88.3), x));
-                let n = round(mul(x, splat(std::f32::consts::LOG2_E)));
-                let r = fma(n, splat(-0.693_359_375), x);
-                let r = fma(n, splat(2.121_944_4e-4), r);
-                let mut p = splat(1.987_569_2e-4);
-                for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.0e-1] {
-                    p = fma(p, r, splat(c));
+                let x = x.map(|x| max(splat(-87.3), min(splat(88.3), x)));
+                let n = x.map(|x| round(mul(x, splat(std::f32::consts::LOG2_E))));
+                let mut r = x;
+                for i in 0..U {
+                    r[i] = fma(n[i], splat(-LN_2_HIGH), r[i]);
+                    r[i] = fma(n[i], splat(-LN_2_LOW), r[i]);
                 }
-                let p = add(fma(p, mul(r, r), r), splat(1.0));
-                scale_by_power(p, n)
+                let mut p = [splat(EXP[0]); U];
+                for &c in &EXP[1..] {
+                    for i in 0..U {
+                        p[i] = fma(p[i], r[i], splat(c));
+                    }
+                }
+                for i in 0..U {
+                    p[i] = scale_by_power(add(fma(p[i], mul(r[i], r[i]), r[i]), splat(1.0)), n[i]);
+                }
+                p
             }
 
-            /// Calls `f` on the whole vectors of `x`, and on a padded one for the rest.
+            /// Calls `$f` on arrays of four vectors of `$x`, of one, and of a padded one for the rest.
             macro_rules! each {
-                ($x:expr, $f:expr) => {{
-                    let (whole, rest) = $x.as_chunks_mut::<N>();
-                    for v in whole {
-                        let y = $f(load(v));
-                        store(v, y);
+                ($x:expr, $f:ident) => {{
+                    let (fours, rest) = $x.as_chunks_mut::<{ 4 * N }>();
+                    for x in fours {
+                        let x = x.as_chunks_mut::<N>().0;
+                        let y = $f([load(&x[0]), load(&x[1]), load(&x[2]), load(&x[3])]);
+                        for i in 0..4 {
+                            store(&mut x[i], y[i]);
+                        }
                     }
-                    if !rest.is_empty() {
+                    for x in rest.chunks_mut(N) {
                         let mut padded = [0f32; N];
-                        padded[..rest.len()].copy_from_slice(rest);
-                        let y = $f(load(&padded));
+                        padded[..x.len()].copy_from_slice(x);
+                        let [y] = $f([load(&padded)]);
                         store(&mut padded, y);
-                        rest.copy_from_slice(&padded[..rest.len()]);
+                        x.copy_from_slice(&padded[..x.len()]);
                     }
                 }};
+            }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn gelus<const U: usize>(x: [V; U]) -> [V; U] {
+                let z = x.map(|x| mul(abs(x), splat(std::f32::consts::FRAC_1_SQRT_2)));
+                let t = z.map(|z| div(splat(1.0), fma(z, splat(0.5), splat(1.0))));
+                let mut p = [splat(ERFC[0]); U];
+                for &c in &ERFC[1..] {
+                    for i in 0..U {
+                        p[i] = fma(p[i], t[i], splat(c));
+                    }
+                }
+                for i in 0..U {
+                    p[i] = fma(sub(splat(0.0), z[i]), z[i], p[i]);
+                }
+                let mut y = exp(p);
+                for i in 0..U {
+                    let half_erfc = mul(mul(t[i], splat(0.5)), y[i]);
+                    // x · (1 − erfc/2) for positive x, x · erfc/2 for negative.
+                    let side = add(with_sign(splat(0.5), x[i]), splat(0.5));
+                    y[i] = mul(x[i], sub(side, with_sign(half_erfc, x[i])));
+                }
+                y
+            }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn quick_gelus<const U: usize>(x: [V; U]) -> [V; U] {
+                let mut y = exp(x.map(|x| mul(x, splat(-1.702))));
+                for i in 0..U {
+                    y[i] = div(x[i], add(splat(1.0), y[i]));
+                }
+                y
+            }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn silus<const U: usize>(x: [V; U]) -> [V; U] {
+                let mut y = exp(x.map(|x| sub(splat(0.0), x)));
+                for i in 0..U {
+                    y[i] = div(x[i], add(splat(1.0), y[i]));
+                }
+                y
             }
 
             /// See [`crate::cpu::portable::act::gelu`].
             #[target_feature(enable = $features)]
             pub fn gelu(x: &mut [f32]) {
-                each!(x, |x: V| {
-                    let z = mul(abs(x), splat(std::f32::consts::FRAC_1_SQRT_2));
-                    let t = div(splat(1.0), fma(z, splat(0.5), splat(1.0)));
-                    let mut p = splat(ERFC[0]);
-                    for &c in &ERFC[1..] {
-                        p = fma(p, t, splat(c));
-                    }
-                    let half_erfc = mul(mul(t, splat(0.5)), exp(fma(sub(splat(0.0), z), z, p)));
-                    // x · (1 − erfc/2) for positive x, x · erfc/2 for negative.
-                    let side = with_sign(splat(0.5), x);
-                    mul(x, add(add(side, splat(0.5)), sub(splat(0.0), with_sign(half_erfc, x))))
-                });
+                each!(x, gelus);
             }
 
             /// See [`crate::cpu::portable::act::quick_gelu`].
             #[target_feature(enable = $features)]
             pub fn quick_gelu(x: &mut [f32]) {
-                each!(x, |x: V| div(x, add(splat(1.0), exp(mul(x, splat(-1.702))))));
+                each!(x, quick_gelus);
             }
 
             /// See [`crate::cpu::portable::act::silu_gate`].
             #[target_feature(enable = $features)]
             pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
-                let silu = |g: V| div(g, add(splat(1.0), exp(sub(splat(0.0), g))));
-                let ((gates, gate_rest), (ups, up_rest)) = (gate.as_chunks_mut::<N>(), up.as_chunks::<N>());
-                for (g, u) in gates.iter_mut().zip(ups) {
-                    let y = mul(silu(load(g)), load(u));
-                    store(g, y);
-                }
-                each!(gate_rest, silu);
-                for (g, u) in gate_rest.iter_mut().zip(up_rest) {
+                each!(gate, silus);
+                for (g, u) in gate.iter_mut().zip(up) {
                     *g *= u;
                 }
             }

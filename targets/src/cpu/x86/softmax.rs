@@ -24,7 +24,7 @@ macro_rules! kernels {
                 let mut lanes = [0f32; N];
                 store(&mut lanes, max(max(largest[0], largest[1]), max(largest[2], largest[3])));
                 let top = lanes.iter().chain(&*tail).copied().fold(f32::NEG_INFINITY, f32::max);
-                let f = |v: V| act::$name::exp(mul(sub(v, splat(top)), splat(scale)));
+                let f = |v: V| act::$name::exp([mul(sub(v, splat(top)), splat(scale))])[0];
                 let mut sums = splat(0.0);
                 for v in whole {
                     let y = f(load(v));
