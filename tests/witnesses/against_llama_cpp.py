@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does stock llama.cpp agree with us on a language file? Run by hand; needs PyPI llama-cpp-python, numpy, safetensors.
 
-    python tests/witnesses/llama_cpp.py target/release/sphinx MODEL.gguf [TEXT]
+    python tests/witnesses/against_llama_cpp.py target/release/sphinx MODEL.gguf [TEXT]
 
 Loads MODEL.gguf in llama.cpp and in sphinx; compares the token ids of TEXT and the logits of every position.
 """
