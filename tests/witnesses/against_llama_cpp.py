@@ -19,7 +19,8 @@ sphinx, path = sys.argv[1:3]
 text = sys.argv[3] if len(sys.argv) > 3 else "A chat between a curious human and an assistant.\n### Human: What's in the image? 图片里有什么？ naïve\n### Assistant:"
 
 C.llama_backend_init()
-C.llama_log_set(C.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
+silent = C.llama_log_callback(lambda *_: None)  # kept alive: llama.cpp calls it later
+C.llama_log_set(silent, ctypes.c_void_p(0))
 params = C.llama_model_default_params()
 params.n_gpu_layers = 0
 if hasattr(params, "use_extra_bufts"):
