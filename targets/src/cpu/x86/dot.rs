@@ -7,7 +7,7 @@
 use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
 
 use crate::cpu::portable::dot::{LANES, rest, row, sum};
-use crate::cpu::portable::unpack::half;
+use crate::cpu::portable::unpack::{half, q3_k_scales};
 use crate::cpu::q8::Q8Row;
 
 /// How far ahead of the row being read memory is asked for, in bytes.
@@ -52,9 +52,14 @@ macro_rules! floats {
     )*};
 }
 
-/// The 16 bytes of half-precision numbers as bits, for vector loads.
+/// Half-precision numbers as bits, for vector loads.
 #[inline(always)]
 fn bits<const N: usize>(w: &[::half::f16; N]) -> &[u16; N] {
+    bytemuck::cast_ref(w)
+}
+
+#[inline(always)]
+fn brain_bits<const N: usize>(w: &[::half::bf16; N]) -> &[u16; N] {
     bytemuck::cast_ref(w)
 }
 
@@ -68,7 +73,7 @@ pub mod avx2 {
     floats!("avx2,fma,f16c", avx2:
         f32: f32, load, |w: f32| w;
         f16: ::half::f16, |w| load_half(bits(w)), |w: ::half::f16| half(w.to_bits());
-        bf16: ::half::bf16, |w: &[::half::bf16; 8]| load(&w.map(|w| f32::from_bits(u32::from(w.to_bits()) << 16))),
+        bf16: ::half::bf16, |w| load_brain(brain_bits(w)),
             |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
     );
 
@@ -284,7 +289,7 @@ pub mod avx512 {
     floats!("avx512f,avx512bw,avx512vl,avx512dq", avx512:
         f32: f32, load, |w: f32| w;
         f16: ::half::f16, |w| load_half(bits(w)), |w: ::half::f16| half(w.to_bits());
-        bf16: ::half::bf16, |w: &[::half::bf16; 16]| load(&w.map(|w| f32::from_bits(u32::from(w.to_bits()) << 16))),
+        bf16: ::half::bf16, |w| load_brain(brain_bits(w)),
             |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
     );
 }
@@ -294,9 +299,6 @@ pub mod vnni {
 
     use super::avx2::{k_scales, prefetch};
     use super::*;
-
-    wide!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni":
-        q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q2_k: BlockQ2_K, q3_k: BlockQ3_K);
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -404,29 +406,146 @@ pub mod vnni {
         sum(&lanes)
     }
 
-    /// Σ over blocks of `w.d · x.d · Σ (w.q − 8) · x.q`.
+    /// Codes of a pair of blocks from their 16 bytes each: low nibbles, then high nibbles.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q4_0(w: &[BlockQ4_0], x: Q8Row<'_>) -> f32 {
-        let mut acc = _mm256_setzero_ps();
-        let (chunks, _) = w.as_chunks::<8>();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+    fn nibbles(even: &[u8; 16], odd: &[u8; 16]) -> __m512i {
+        let q = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(load16(even)), 0xff00, load16(odd));
         let shift = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
-        for (((w, qs), d), x_sums) in chunks.iter().zip(qs).zip(d).zip(x_sums) {
-            prefetch(w, 3);
-            let mut dots = [_mm512_setzero_si512(); 4];
-            for p in 0..4 {
-                let (even, odd) = (load16(&w[2 * p].qs), load16(&w[2 * p + 1].qs));
-                let q = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(even), 0xff00, odd);
-                let q = _mm512_and_si512(_mm512_srlv_epi64(q, shift), _mm512_set1_epi8(15));
-                dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
+        _mm512_and_si512(_mm512_srlv_epi64(q, shift), _mm512_set1_epi8(15))
+    }
+
+    /// As [`nibbles`], with a fifth bit per code.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn five_bits(even: (&[u8; 16], [u8; 4]), odd: (&[u8; 16], [u8; 4])) -> __m512i {
+        let top = u64::from(u32::from_le_bytes(odd.1)) << 32 | u64::from(u32::from_le_bytes(even.1));
+        _mm512_or_si512(nibbles(even.0, odd.0), _mm512_maskz_set1_epi8(top, 16))
+    }
+
+    /// The formats with blocks of 32: `$codes` makes the codes of a pair of blocks, `$offset` is what is taken off
+    /// them, and `$min` says whether blocks have a minimum `m`.
+    macro_rules! short_blocks {
+        ($($name:ident: $block:ty, lines $lines:literal, |$even:ident, $odd:ident| $codes:expr, offset $offset:literal $(, min $m:ident)?;)*) => {$(
+            /// See [`crate::cpu::portable::dot`].
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+            pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
+                let mut acc = _mm256_setzero_ps();
+                let (chunks, _) = w.as_chunks::<8>();
+                let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+                for (((w, qs), d), x_sums) in chunks.iter().zip(qs).zip(d).zip(x_sums) {
+                    prefetch(w, $lines);
+                    let mut dots = [_mm512_setzero_si512(); 4];
+                    for p in 0..4 {
+                        let ($even, $odd) = (&w[2 * p], &w[2 * p + 1]);
+                        dots[p] = _mm512_dpbusd_epi32(dots[p], $codes, load64(&qs[64 * p..]));
+                    }
+                    let x_sums = block_sums(x_sums);
+                    let dots = _mm256_sub_epi32(eights(dots), _mm256_mullo_epi32(x_sums, _mm256_set1_epi32($offset)));
+                    let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
+                    $(let block = _mm256_fmadd_ps(scales(w.each_ref().map(|w| w.$m)), _mm256_cvtepi32_ps(x_sums), block);)?
+                    acc = _mm256_fmadd_ps(block, float8(d), acc);
+                }
+                let mut lanes = lanes(acc);
+                rest::<$block, true>(w, x, chunks.len() * 8, &mut lanes);
+                sum(&lanes)
             }
-            let dots = _mm256_sub_epi32(eights(dots), _mm256_slli_epi32::<3>(block_sums(x_sums)));
-            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
+        )*};
+    }
+    short_blocks! {
+        q4_0: BlockQ4_0, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 8;
+        q4_1: BlockQ4_1, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 0, min m;
+        q5_0: BlockQ5_0, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 16;
+        q5_1: BlockQ5_1, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 0, min m;
+    }
+
+    /// Σ over sub-blocks of 16 of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q2_k(w: &[BlockQ2_K], x: Q8Row<'_>) -> f32 {
+        let mut acc = _mm256_setzero_ps();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 2);
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for z in 0..4 {
+                dots[z] = _mm512_dpbusd_epi32(dots[z], two_bits(&w.qs, z), load64(&qs[64 * z..]));
+            }
+            let (even, odd) = sixteens(dots);
+            let (x_even, x_odd) = half_sums(x_sums);
+            let both = load16(&w.scales);
+            let low = _mm_set1_epi8(15);
+            let s = sixteen_scales(w.d, _mm_and_si128(both, low));
+            let m = sixteen_scales(w.dmin, _mm_and_si128(_mm_srli_epi16::<4>(both), low));
+            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(even), s.0);
+            let block = _mm256_fmadd_ps(_mm256_cvtepi32_ps(odd), s.1, block);
+            let block = _mm256_fnmadd_ps(m.0, _mm256_cvtepi32_ps(x_even), block);
+            let block = _mm256_fnmadd_ps(m.1, _mm256_cvtepi32_ps(x_odd), block);
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
-        let mut lanes = lanes(acc);
-        rest::<BlockQ4_0, true>(w, x, chunks.len() * 8, &mut lanes);
-        sum(&lanes)
+        sum(&lanes(acc))
+    }
+
+    /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 4) · x.q`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub fn q3_k(w: &[BlockQ3_K], x: Q8Row<'_>) -> f32 {
+        let mut acc = _mm256_setzero_ps();
+        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
+        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+            prefetch(w, 2);
+            let top = _mm512_broadcast_i64x4(load32(&w.hmask));
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for z in 0..4 {
+                let shift = _mm512_add_epi64(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), _mm512_set1_epi64(2 * z as i64));
+                let bit = _mm512_and_si512(_mm512_srlv_epi64(top, shift), _mm512_set1_epi8(1));
+                let q = _mm512_or_si512(two_bits(&w.qs, z), _mm512_slli_epi16::<2>(bit));
+                dots[z] = _mm512_dpbusd_epi32(dots[z], q, load64(&qs[64 * z..]));
+            }
+            let (even, odd) = sixteens(dots);
+            let (x_even, x_odd) = half_sums(x_sums);
+            let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<2>(x_even)));
+            let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<2>(x_odd)));
+            let s = sixteen_scales(w.d, load16(&q3_k_scales(&w.scales)));
+            let block = _mm256_fmadd_ps(odd, s.1, _mm256_mul_ps(even, s.0));
+            acc = _mm256_fmadd_ps(block, float8(d), acc);
+        }
+        sum(&lanes(acc))
+    }
+
+    /// Two-bit codes 64·z..64·z + 64 of a `Q2_K` or `Q3_K` block.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn two_bits(qs: &[u8; 64], z: usize) -> __m512i {
+        let q = _mm512_broadcast_i64x4(load32(&qs[z / 2 * 32..]));
+        let shift = _mm512_add_epi64(_mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2), _mm512_set1_epi64(z as i64 % 2 * 4));
+        _mm512_and_si512(_mm512_srlv_epi64(q, shift), _mm512_set1_epi8(3))
+    }
+
+    /// The sums of neighbouring fours of four vectors, that is of 16 sub-blocks of 16: even ones, then odd ones.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn sixteens(v: [__m512i; 4]) -> (__m256i, __m256i) {
+        // Sub-block 4·z + q is in part q at place z.
+        let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+        let sums = _mm512_permutexvar_epi32(order, fours(v));
+        (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums))
+    }
+
+    /// Sums of the activations of 16 half blocks: even ones, then odd ones.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn half_sums(x: &[i16; 16]) -> (__m256i, __m256i) {
+        let x = load32(x);
+        (_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)), _mm256_srai_epi32::<16>(x))
+    }
+
+    /// 16 scales times `d`: even ones, then odd ones.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn sixteen_scales(d: ::half::f16, s: __m128i) -> (__m256, __m256) {
+        let even_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+        let s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(s, even_first)));
+        let s = _mm512_mul_ps(_mm512_set1_ps(half(d.to_bits())), s);
+        (_mm512_castps512_ps256(s), _mm512_extractf32x8_ps::<1>(s))
     }
 
     /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
@@ -492,9 +611,6 @@ pub mod vnni {
     pub fn q6_k(w: &[BlockQ6_K], x: Q8Row<'_>) -> f32 {
         let (low, two) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3));
         let (shift, shift_more) = (_mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2), _mm512_setr_epi64(4, 4, 4, 4, 6, 6, 6, 6));
-        // Sub-block 4·z + q is in part q at place z; even ones first, then odd ones.
-        let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-        let even_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
         let mut acc = _mm256_setzero_ps();
         let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
         for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
@@ -509,17 +625,12 @@ pub mod vnni {
                 dots[2 * h] = _mm512_dpbusd_epi32(dots[2 * h], q0, load64(&qs[128 * h..]));
                 dots[2 * h + 1] = _mm512_dpbusd_epi32(dots[2 * h + 1], q1, load64(&qs[128 * h + 64..]));
             }
-            let dots = _mm512_permutexvar_epi32(order, fours(dots));
-            let (even, odd) = (_mm512_castsi512_si256(dots), _mm512_extracti64x4_epi64::<1>(dots));
-            let x_sums = load32(x_sums);
-            let x_even = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x_sums));
-            let x_odd = _mm256_srai_epi32::<16>(x_sums);
+            let (even, odd) = sixteens(dots);
+            let (x_even, x_odd) = half_sums(x_sums);
             let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
             let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
-            let s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(load16(&w.scales), even_first)));
-            let s = _mm512_mul_ps(_mm512_set1_ps(half(w.d.to_bits())), s);
-            let block = _mm256_mul_ps(even, _mm512_castps512_ps256(s));
-            let block = _mm256_fmadd_ps(odd, _mm512_extractf32x8_ps::<1>(s), block);
+            let s = sixteen_scales(w.d, load16(&w.scales));
+            let block = _mm256_fmadd_ps(odd, s.1, _mm256_mul_ps(even, s.0));
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         sum(&lanes(acc))

@@ -36,6 +36,14 @@ pub mod avx2 {
         // SAFETY: the array holds the 16 bytes read here; `loadu` asks for no alignment.
         _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
     }
+    /// bfloat16 numbers, widened.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn load_brain(x: &[u16; N]) -> V {
+        // SAFETY: the array holds the 16 bytes read here; `loadu` asks for no alignment.
+        let bits = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(x.as_ptr().cast()) });
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+    }
     /// Small integers, converted.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -138,6 +146,14 @@ pub mod avx512 {
     pub fn load_half(x: &[u16; N]) -> V {
         // SAFETY: the array holds the 32 bytes read here; `loadu` asks for no alignment.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+    }
+    /// bfloat16 numbers, widened.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn load_brain(x: &[u16; N]) -> V {
+        // SAFETY: the array holds the 32 bytes read here; `loadu` asks for no alignment.
+        let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) });
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
     }
     /// Small integers, converted.
     #[inline]
