@@ -182,6 +182,13 @@ pub mod avx2 {
         sum(&lanes)
     }
 
+    /// A half-precision number, eight times.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn wide(d: ::half::f16) -> __m256 {
+        _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(d.to_bits()))))
+    }
+
     /// Scales and minima of a block's eight sub-blocks.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -212,8 +219,8 @@ pub mod avx2 {
                 dots[2 * p + 1] = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x1), ones);
             }
             let (s, m) = k_scales(&w.scales);
-            let s = _mm256_mul_ps(_mm256_set1_ps(half(w.d.to_bits())), s);
-            let m = _mm256_mul_ps(_mm256_set1_ps(half(w.dmin.to_bits())), m);
+            let s = _mm256_mul_ps(wide(w.d), s);
+            let m = _mm256_mul_ps(wide(w.dmin), m);
             let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), s);
             let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums(x_sums)), block);
             acc = _mm256_fmadd_ps(block, float8(d), acc);
@@ -259,7 +266,7 @@ pub mod avx2 {
             let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
             // SAFETY: a block has 16 scales.
             let s = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(w.scales.as_ptr().cast()) });
-            let unit = _mm256_set1_ps(half(w.d.to_bits()));
+            let unit = wide(w.d);
             let s_even = _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(s))));
             let s_odd = _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(s)));
             let block = _mm256_fmadd_ps(odd, s_odd, _mm256_mul_ps(even, s_even));
@@ -297,7 +304,7 @@ pub mod avx512 {
 pub mod vnni {
     use std::arch::x86_64::*;
 
-    use super::avx2::{k_scales, prefetch};
+    use super::avx2::{k_scales, prefetch, wide};
     use super::*;
 
     #[inline]
@@ -333,6 +340,19 @@ pub mod vnni {
         _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
     }
 
+    /// [`eights`] for sums of eight that fit into 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn small_eights(v: [__m512i; 4]) -> __m256i {
+        let ones = _mm512_set1_epi16(1);
+        let ab = _mm512_madd_epi16(_mm512_packs_epi32(v[0], v[1]), ones);
+        let cd = _mm512_madd_epi16(_mm512_packs_epi32(v[2], v[3]), ones);
+        let fours = _mm512_madd_epi16(_mm512_packs_epi32(ab, cd), ones);
+        let both = _mm512_add_epi32(fours, _mm512_shuffle_i32x4::<0b10_11_00_01>(fours, fours));
+        let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, both))
+    }
+
     /// The sums of the eight numbers of each half of four vectors, in order.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -343,12 +363,12 @@ pub mod vnni {
         _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, both))
     }
 
-    /// Eight half-precision scales.
+    /// Eight half-precision scales, gathered in general registers: vector shuffles are scarce here.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn scales(d: [::half::f16; 8]) -> __m256 {
-        let d = d.map(|d| d.to_bits() as i16);
-        _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]))
+        let four = |i: usize| (0..4).fold(0u64, |all, j| all | u64::from(d[i + j].to_bits()) << (16 * j)) as i64;
+        _mm256_cvtph_ps(_mm_set_epi64x(four(4), four(0)))
     }
 
     /// The eight lanes.
@@ -544,7 +564,7 @@ pub mod vnni {
     fn sixteen_scales(d: ::half::f16, s: __m128i) -> (__m256, __m256) {
         let even_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
         let s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(s, even_first)));
-        let s = _mm512_mul_ps(_mm512_set1_ps(half(d.to_bits())), s);
+        let s = _mm512_mul_ps(_mm512_broadcast_f32x8(wide(d)), s);
         (_mm512_castps512_ps256(s), _mm512_extractf32x8_ps::<1>(s))
     }
 
@@ -560,7 +580,7 @@ pub mod vnni {
                 let q = low_then_high(_mm512_broadcast_i64x4(load32(&w.qs[32 * p..])));
                 dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
             }
-            acc = k_block(w.d, w.dmin, &w.scales, eights(dots), d, x_sums, acc);
+            acc = k_block(w.d, w.dmin, &w.scales, small_eights(dots), d, x_sums, acc);
         }
         sum(&lanes(acc))
     }
@@ -599,8 +619,8 @@ pub mod vnni {
         acc: __m256,
     ) -> __m256 {
         let (s, m) = k_scales(scales);
-        let s = _mm256_mul_ps(_mm256_set1_ps(half(d.to_bits())), s);
-        let m = _mm256_mul_ps(_mm256_set1_ps(half(dmin.to_bits())), m);
+        let s = _mm256_mul_ps(wide(d), s);
+        let m = _mm256_mul_ps(wide(dmin), m);
         let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), s);
         let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums(x_sums)), block);
         _mm256_fmadd_ps(block, float8(x_d), acc)
