@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use sphinx_convert::error::ConvertError;
-use sphinx_quant::error::printable;
+use sphinx_quant::error::{one_line, printable};
 use sphinx_quant::{ErrorKind, QuantError};
 use sphinx_runtime::RuntimeError;
 use sphinx_targets::TargetError;
+
+use crate::output::note;
 
 /// A failure that a command itself found, with the meaning that decides the exit code.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +55,6 @@ fn kind(error: &anyhow::Error) -> ErrorKind {
         } else if let Some(e) = cause.downcast_ref::<TargetError>() {
             return e.kind();
         } else if let Some(e) = cause.downcast_ref::<std::io::Error>() {
-            // `sphinx inspect … | head` is no failure of the reader's.
             return if e.kind() == std::io::ErrorKind::BrokenPipe { ErrorKind::Interrupted } else { ErrorKind::Io };
         }
     }
@@ -77,24 +78,78 @@ fn code(kind: ErrorKind) -> u8 {
 pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let kind = kind(error);
     let code = code(kind);
-    if error.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)) {
+    if reader_left(error) {
         return ExitCode::SUCCESS;
     }
-    // A name out of a file may hold anything; the terminal sees one line of printable text.
-    let text: String = format!("{error:#}").chars().flat_map(escape).collect();
+    let text = line(error);
     if json {
-        eprintln!("{}", serde_json::json!({ "error": text, "kind": format!("{kind:?}").to_lowercase(), "code": code }));
+        note!("{}", serde_json::json!({ "error": text, "kind": format!("{kind:?}").to_lowercase(), "code": code }));
     } else {
-        eprintln!("error: {text}");
+        note!("error: {text}");
     }
     ExitCode::from(code)
 }
 
-fn escape(c: char) -> Vec<char> {
-    if c.is_control() { c.escape_default().collect() } else { vec![c] }
+/// Whether nobody reads standard output any more: `sphinx inspect … | head` is no failure.
+pub fn reader_left(error: &anyhow::Error) -> bool {
+    error.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}
+
+/// `error` and its causes in one printable line. A name out of a file may hold anything; the terminal does not see it.
+pub fn line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    one_line(&text)
+}
+
+/// Makes a panic, which is a bug of ours, one line of standard error; `RUST_BACKTRACE` still gives the whole story.
+pub fn announce_panics() {
+    let whole = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0") {
+            whole(info);
+        }
+        let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
+        let what = info.payload_as_str().unwrap_or("no message");
+        note!("error: a bug in this program{place}: {} — please report it", one_line(what));
+    }));
+}
+
+/// The exit code after a panic.
+pub fn panicked() -> ExitCode {
+    ExitCode::from(code(ErrorKind::Internal))
 }
 
 /// A path, safe to print in a line.
 pub fn shown(path: &std::path::Path) -> String {
     printable(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_in_one_line() {
+        let io = || std::io::Error::other("no\u{1b}[31m luck");
+        let error = anyhow::Error::new(io()).context("reading \"a\nb\"");
+        assert_eq!(line(&error), "reading \"a\\nb\": no\\u{1b}[31m luck");
+        let error = anyhow::Error::new(ConvertError::io("x".as_ref(), io()));
+        assert_eq!(line(&error), "x: no\\u{1b}[31m luck — check the path, its permissions and the free space");
+    }
+
+    #[test]
+    fn the_first_error_of_ours_decides() {
+        let inner = QuantError::Internal("x".into());
+        assert_eq!(kind(&anyhow::Error::new(inner).context("while y")), ErrorKind::Internal);
+        assert_eq!(kind(&Failure::usage("x").context("y")), ErrorKind::Usage);
+        assert_eq!(kind(&anyhow::Error::new(std::io::Error::other("x"))), ErrorKind::Io);
+        assert_eq!(kind(&anyhow::anyhow!("x")), ErrorKind::Internal);
+    }
 }

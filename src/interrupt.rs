@@ -1,9 +1,11 @@
-//! Ctrl-C and SIGTERM: unfinished outputs are removed, then exit 130.
+//! Signals. Ctrl-C and SIGTERM: unfinished outputs are removed, then exit 130. A file size limit is an I/O error.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+#[cfg(unix)]
+static BEYOND_LIMIT: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 /// Starts listening.
 pub fn listen() {
@@ -15,6 +17,11 @@ pub fn listen() {
     });
     if let Err(e) = set {
         tracing::debug!("no handler for Ctrl-C: {e}");
+    }
+    // Taken, it leaves a write beyond the limit on file sizes as an error; untaken, it ends the process.
+    #[cfg(unix)]
+    if let Err(e) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, &BEYOND_LIMIT) {
+        tracing::debug!("no handler for the limit on file sizes: {e}");
     }
 }
 

@@ -18,9 +18,19 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let json_errors = cli.json_errors;
     progress::start_logging(cli.verbose);
     interrupt::listen();
-    let result = match cli.command {
+    failure::announce_panics();
+    match std::panic::catch_unwind(|| run(cli)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => failure::report(&error, json_errors),
+        Err(_) => failure::panicked(),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
         Command::Convert(a) => commands::convert::run(a, cli.no_progress),
         Command::Quantize(a) => commands::quantize::run(a, cli.no_progress),
         Command::Inspect(a) => commands::inspect::run(a),
@@ -35,9 +45,5 @@ fn main() -> ExitCode {
         Command::Demo(a) => commands::demo::run(a, cli.no_progress, cli.verbose),
         Command::Doctor(a) => commands::doctor::run(a),
         Command::Completions(a) => commands::completions::run(a),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error, cli.json_errors),
     }
 }

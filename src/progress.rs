@@ -7,6 +7,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sphinx_convert::Progress;
 
+use crate::output::note;
+
 /// Sends warnings, and with `-v` what the libraries log, to standard error.
 pub fn start_logging(verbose: u8) {
     let level = match verbose {
@@ -16,7 +18,7 @@ pub fn start_logging(verbose: u8) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("SPHINX_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).without_time().with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).without_time().with_target(false).log_internal_errors(false).init();
 }
 
 /// A byte counter with speed and remaining time, and the memory this process holds.
@@ -63,8 +65,8 @@ impl Progress for Bar {
     fn warn(&self, message: &str) {
         let guard = self.bar.lock().unwrap_or_else(|e| e.into_inner());
         match guard.as_ref() {
-            Some(bar) => bar.suspend(|| eprintln!("warning: {message}")),
-            None => eprintln!("warning: {message}"),
+            Some(bar) => bar.suspend(|| note!("warning: {message}")),
+            None => note!("warning: {message}"),
         }
     }
 

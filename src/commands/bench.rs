@@ -17,6 +17,7 @@ use super::{doctor, model};
 use crate::arguments::{BenchArgs, Format};
 use crate::device::{self, Job};
 use crate::failure::Failure;
+use crate::output::{self, say};
 use crate::table;
 
 pub fn run(args: BenchArgs) -> Result<()> {
@@ -40,11 +41,10 @@ pub fn run(args: BenchArgs) -> Result<()> {
         report(&args, Some(head), &runs)
     };
     match args.output {
-        Format::Json => println!("{report}"),
-        Format::Csv => print!("{}", csv(&report)),
-        Format::Md => println!("{}", markdown(&report)),
+        Format::Json => say!("{report}"),
+        Format::Csv => output::text(&csv(&report)),
+        Format::Md => say!("{}", markdown(&report)),
     }
-    Ok(())
 }
 
 /// Asks the system to forget a file's pages.
@@ -167,6 +167,8 @@ fn report(args: &BenchArgs, head: Option<Head>, runs: &[Run]) -> Value {
             "total_s": median(runs.iter().map(Run::image_s)),
         })
     });
+    // What really computes: fewer threads than processors where two of them share a core.
+    let cpu = device::cpu(args.model.threads).ok();
     let (tokens, generated) = (first.prefill_tokens, args.gen_tokens);
     let (prefill_s, decode_s) = (of(|r| r.prefill_s), of(|r| r.decode_s));
     let disk: Option<Vec<f64>> = runs.iter().map(|r| r.disk_read_bytes.map(|b| b as f64)).collect();
@@ -174,8 +176,8 @@ fn report(args: &BenchArgs, head: Option<Head>, runs: &[Run]) -> Value {
         "schema": 1,
         "model": head.model,
         "machine": {
-            "cpu": doctor::cpu_name(), "isa": device::cpu(Some(1)).map(|t| t.isa().name()).ok(),
-            "threads": super::convert::threads(args.model.threads), "memory_bytes": doctor::memory_info().map(|m| m.0),
+            "cpu": doctor::cpu_name(), "isa": cpu.as_ref().map(|t| t.isa().name()),
+            "threads": cpu.as_ref().map(|t| t.threads()), "memory_bytes": doctor::memory_info().map(|m| m.0),
         },
         "device": args.model.device.name(),
         "target": head.target,

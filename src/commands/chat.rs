@@ -14,8 +14,8 @@ use super::model;
 use super::run::Trimmed;
 use crate::arguments::ChatArgs;
 use crate::device::{self, Job};
-use crate::failure::{Failure, shown};
-use crate::output;
+use crate::failure::{self, Failure, shown};
+use crate::output::{self, note};
 
 const HELP: &str = "/image FILE  look at another picture (a new conversation)
 /clear       forget the conversation
@@ -83,7 +83,7 @@ impl Job for Chat<'_> {
         let mut state = State { model: &model, session: model.session()?, image, turns: Vec::new(), last: None };
         let mut lines = Lines::open()?;
         if matches!(lines, Lines::Editor(_)) {
-            eprintln!("Ask, or type /help.");
+            note!("Ask, or type /help.");
         }
         while let Some(line) = lines.next()? {
             let line = line.trim();
@@ -93,7 +93,7 @@ impl Job for Chat<'_> {
                 "" => Ok(()),
                 "/quit" | "/exit" => break,
                 "/help" => {
-                    eprintln!("{HELP}");
+                    note!("{HELP}");
                     Ok(())
                 }
                 "/clear" => {
@@ -110,7 +110,10 @@ impl Job for Chat<'_> {
                 _ => self.ask(&mut state, line),
             };
             if let Err(e) = done {
-                eprintln!("error: {e:#}");
+                if failure::reader_left(&e) {
+                    return Err(e);
+                }
+                note!("error: {}", failure::line(&e));
             }
         }
         Ok(())
@@ -128,7 +131,7 @@ impl Chat<'_> {
                     turn.answer = Some(reply.text.trim().to_owned());
                 }
                 if reply.finish == FinishReason::Length {
-                    eprintln!("(cut off at {} tokens; --max-tokens allows more)", reply.tokens.len());
+                    note!("(cut off at {} tokens; --max-tokens allows more)", reply.tokens.len());
                 }
                 state.last = Some(reply);
                 if self.verbose > 0 {
@@ -147,6 +150,10 @@ impl Chat<'_> {
 impl<T: Target> State<'_, T> {
     fn answer(&mut self, generate: &crate::arguments::GenerateArgs) -> Result<Reply> {
         let text = self.model.params().template.render(generate.system.as_deref(), &self.turns)?;
+        let (fewest, room) = (self.model.tokenizer().fewest_ids(text.len()), self.session.capacity());
+        if fewest > room && !generate.truncate {
+            return Err(Failure::usage(format!("the prompt needs at least {fewest} tokens, the context has {room} — shorten it")));
+        }
         let ids = self.model.tokenizer().encode_with_bos(&text);
         let stops = model::stops(self.model, generate);
         let mut out = Trimmed::default();
@@ -159,9 +166,9 @@ impl<T: Target> State<'_, T> {
             }
         })?;
         if let Some(e) = failed {
-            return Err(e.into());
+            return Err(output::unsaid(e));
         }
-        println!();
+        output::text("\n")?;
         Ok(reply)
     }
 
@@ -171,7 +178,7 @@ impl<T: Target> State<'_, T> {
         }
         self.image = Some(model::encode(self.model, file, &mut ())?);
         self.turns.clear();
-        eprintln!("looking at {}", shown(file));
+        note!("looking at {}", shown(file));
         Ok(())
     }
 
@@ -179,9 +186,9 @@ impl<T: Target> State<'_, T> {
         match &self.last {
             Some(reply) => {
                 model::stage_table(&model::reply_stages(self.model.load_s(), self.image.as_ref(), reply));
-                eprintln!("positions: {} of {}", self.session.positions(), self.session.capacity());
+                note!("positions: {} of {}", self.session.positions(), self.session.capacity());
             }
-            None => eprintln!("nothing was asked yet"),
+            None => note!("nothing was asked yet"),
         }
     }
 
@@ -197,7 +204,7 @@ impl<T: Target> State<'_, T> {
             }
             Ok(())
         })?;
-        eprintln!("saved {}", shown(file));
+        note!("saved {}", shown(file));
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use sphinx_quant::recipe::Recipe;
 
 use crate::arguments::ConvertArgs;
 use crate::failure::{Failure, shown};
+use crate::output::say;
 use crate::progress::Bar;
 use crate::table;
 
@@ -51,11 +52,10 @@ pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
 /// The report for people, or as JSON. `took_s`: the wall time, unless nothing was written.
 pub fn print(report: &Report, json: bool, took_s: Option<f64>) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(report)?);
-        return Ok(());
+        return say!("{}", serde_json::to_string(report)?);
     }
     for file in &report.files {
-        println!("{}  {} tensors  {}", shown(Path::new(&file.path)), file.tensors, table::bytes(file.bytes));
+        say!("{}  {} tensors  {}", shown(Path::new(&file.path)), file.tensors, table::bytes(file.bytes))?;
     }
     let bytes_in: u64 = report.rows.iter().map(|r| r.bytes_in).sum();
     let bytes_out: u64 = report.rows.iter().map(|r| r.bytes_out).sum();
@@ -68,11 +68,10 @@ pub fn print(report: &Report, json: bool, took_s: Option<f64>) -> Result<()> {
     }
     by_type.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
     let rows = by_type.into_iter().map(|(ty, n, bytes)| vec![ty, n.to_string(), table::bytes(bytes)]);
-    println!("{}", table::plain(&["type", "tensors", "size"], rows));
+    say!("{}", table::plain(&["type", "tensors", "size"], rows))?;
     let to = format!("{} in, {} out", table::bytes(bytes_in), table::bytes(bytes_out));
     match took_s {
-        Some(s) => println!("{to}, {} ({:.0} MB/s read)", table::seconds(s), bytes_in as f64 / s / 1e6),
-        None => println!("{to}; nothing was written"),
+        Some(s) => say!("{to}, {} ({:.0} MB/s read)", table::seconds(s), bytes_in as f64 / s / 1e6),
+        None => say!("{to}; nothing was written"),
     }
-    Ok(())
 }

@@ -15,6 +15,7 @@ use super::model;
 use super::run::Trimmed;
 use crate::arguments::DemoArgs;
 use crate::failure::Failure;
+use crate::output::{self, say};
 use crate::progress::Bar;
 use crate::{device, table};
 
@@ -46,12 +47,8 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     };
     let folder = Folder::new()?;
     let (checkpoint, output) = (folder.0.join("checkpoint"), folder.0.join("nano.gguf"));
-    let say = |text: &str| {
-        if !args.json {
-            println!("{text}");
-        }
-    };
-    say("A SPHINX-Tiny-1k of nano size with random weights: it shows the way from checkpoint to text, and knows nothing.\n");
+    let tell = |text: &str| if args.json { Ok(()) } else { say!("{text}") };
+    tell("A SPHINX-Tiny-1k of nano size with random weights: it shows the way from checkpoint to text, and knows nothing.\n")?;
     let bar = Bar::new(no_progress);
     let synth = SynthOptions {
         family: "tiny".into(),
@@ -66,7 +63,7 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
         force: false,
     };
     let made = sphinx_convert::synth(&synth, &bar)?;
-    say(&format!("checkpoint   {} in PyTorch's format", table::bytes(made.files.iter().map(|f| f.bytes).sum())));
+    tell(&format!("checkpoint   {} in PyTorch's format", table::bytes(made.files.iter().map(|f| f.bytes).sum())))?;
     let convert = ConvertOptions {
         inputs: vec![checkpoint],
         output: output.clone(),
@@ -83,18 +80,18 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     let report = sphinx_convert::convert(&convert, &bar)?;
     for file in &report.files {
         let name = file.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-        say(&format!("{name:<16} {:>10}, {} tensors", table::bytes(file.bytes), file.tensors));
+        tell(&format!("{name:<16} {:>10}, {} tensors", table::bytes(file.bytes), file.tensors))?;
     }
     let model = Sphinx::open(device::cpu(None)?, &output, &Options::default())?;
     let image = model.encode(&picture, &mut ())?;
-    say(&format!("\npicture      {}×{}, {} views, {} rows", picture.width(), picture.height(), image.views, image.count));
-    say(&format!("question     {}", args.prompt));
+    tell(&format!("\npicture      {}×{}, {} views, {} rows", picture.width(), picture.height(), image.views, image.count))?;
+    tell(&format!("question     {}", args.prompt))?;
     let prompt = model::prompt(&model, &args.prompt, None, false);
     let request =
         Request { sampling: Sampling::default(), max_tokens: 24, stop: &model.params().stop, truncate: false };
     let mut out = Trimmed::default();
     if !args.json {
-        print!("answer       ");
+        output::text("answer       ")?;
     }
     let reply = model.session()?.generate(&prompt, Some(&image), &request, &mut |text| {
         if !args.json && out.push(text).is_err() {
@@ -110,11 +107,10 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
             "files": report.files, "timings": model::timings_json(model.load_s(), Some(&image), &reply), "memory": model::memory_json(),
             "total_s": total_s,
         });
-        println!("{out}");
-        return Ok(());
+        return say!("{out}");
     }
-    println!("\n\nDone in {}. Random weights speak gibberish; real ones answer. With a SPHINX checkpoint:", table::seconds(total_s));
-    println!("  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf\n  sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"");
+    say!("\n\nDone in {}. Random weights speak gibberish; real ones answer. With a SPHINX checkpoint:", table::seconds(total_s))?;
+    say!("  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf\n  sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"")?;
     if verbose > 0 {
         model::stage_table(&model::reply_stages(model.load_s(), Some(&image), &reply));
     }

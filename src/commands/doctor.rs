@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::DoctorArgs;
 use crate::failure::{Failure, shown};
+use crate::output::say;
 use crate::{device, table};
 
 /// Bytes of the whole pair at Q4_K_M with Q8_0 encoders, and of the key/value cache at 4096 positions (f16).
@@ -42,18 +43,17 @@ pub fn run(args: DoctorArgs) -> Result<()> {
             "disk": { "path": args.disk, "free_bytes": free, "write_mb_per_s": disk.0, "read_mb_per_s": disk.1 },
             "members": fits,
         });
-        println!("{report}");
-        return Ok(());
+        return say!("{report}");
     }
-    println!("sphinx {}", env!("CARGO_PKG_VERSION"));
-    println!("processor  {cpu}: {}", features.join(" "));
-    println!("kernels    {} on {} threads (SPHINX_ISA caps the set)", target.isa().name(), target.threads());
+    say!("sphinx {}", env!("CARGO_PKG_VERSION"))?;
+    say!("processor  {cpu}: {}", features.join(" "))?;
+    say!("kernels    {} on {} threads (SPHINX_ISA caps the set)", target.isa().name(), target.threads())?;
     if let Some((total, available)) = memory {
-        println!("memory     {} of {} available, read at {read:.1} GB/s", table::bytes(available), table::bytes(total));
+        say!("memory     {} of {} available, read at {read:.1} GB/s", table::bytes(available), table::bytes(total))?;
     }
     let free = free.map_or(String::from("free space unknown"), |f| format!("{} free", table::bytes(f)));
-    println!("disk       {free} at {}, written at {:.0} MB/s, read back at {:.0} MB/s", shown(&args.disk), disk.0, disk.1);
-    println!("fits       at Q4_K_M with Q8_0 encoders, 4096 positions, resident:");
+    say!("disk       {free} at {}, written at {:.0} MB/s, read back at {:.0} MB/s", shown(&args.disk), disk.0, disk.1)?;
+    say!("fits       at Q4_K_M with Q8_0 encoders, 4096 positions, resident:")?;
     for (member, fit) in MEMBERS.iter().zip(&fits) {
         let need = fit["needs_bytes"].as_u64().unwrap_or(0);
         let verdict = match fit["fits"].as_bool() {
@@ -61,7 +61,7 @@ pub fn run(args: DoctorArgs) -> Result<()> {
             Some(false) => "no",
             None => "unknown",
         };
-        println!("           {:<24} {:>10}  {verdict}", member.0, table::bytes(need));
+        say!("           {:<24} {:>10}  {verdict}", member.0, table::bytes(need))?;
     }
     Ok(())
 }

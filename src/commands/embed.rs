@@ -8,7 +8,7 @@ use super::model;
 use crate::arguments::EmbedArgs;
 use crate::device::{self, Job};
 use crate::failure::shown;
-use crate::output::{self, Array};
+use crate::output::{self, Array, note};
 
 pub fn run(args: EmbedArgs, verbose: u8) -> Result<()> {
     output::free(&args.output, args.force)?;
@@ -29,7 +29,7 @@ impl Job for Embed<'_> {
         let rows = model::encode(&model, &self.args.image, &mut recorder)?;
         let stages: Vec<_> = recorder.stages.into_iter().map(|(name, (shape, values))| (name, Array::F32(shape, values))).collect();
         output::safetensors(&self.args.output, &stages)?;
-        eprintln!("{}: {} rows of {} from {} views", shown(&self.args.output), rows.count, rows.dim, rows.views);
+        note!("{}: {} rows of {} from {} views", shown(&self.args.output), rows.count, rows.dim, rows.views);
         if self.verbose > 0 {
             model::stage_table(&model::vision_stages(&rows.timings));
         }

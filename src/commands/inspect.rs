@@ -10,7 +10,7 @@ use sphinx_quant::gguf::{Gguf, keys};
 
 use crate::arguments::{InspectArgs, Reader};
 use crate::failure::{Failure, shown};
-use crate::table;
+use crate::{output, table};
 
 pub fn run(args: InspectArgs) -> Result<()> {
     let is_gguf = args.path.is_file() && !args.path.extension().is_some_and(|e| e == "pth" || e == "safetensors");
@@ -20,8 +20,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
         (false, Reader::GgufRs) => return Err(Failure::usage("--with gguf-rs reads GGUF files only")),
         (false, Reader::Own) => checkpoint(&args)?,
     };
-    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
-    Ok(())
+    output::text(&text)
 }
 
 /// A metadata value as JSON; arrays longer than `most` as their length.
@@ -73,7 +72,7 @@ fn gguf(args: &InspectArgs) -> Result<String> {
     if args.json {
         let metadata: Map<String, Json> = file.metadata().iter().map(|(k, v)| (k.clone(), json_value(v, 64))).collect();
         let mut out = json!({
-            "path": args.path, "format": "gguf", "version": file.version(), "alignment": file.alignment(), "bytes": file.file_bytes(),
+            "path": args.path.to_string_lossy(), "format": "gguf", "version": file.version(), "alignment": file.alignment(), "bytes": file.file_bytes(),
             "trailing_bytes": file.trailing_bytes(), "architecture": file.arch(), "parameters": parameters, "metadata": metadata,
             "types": by_type.iter().map(|&(ty, n, bytes)| json!({ "type": ty, "tensors": n, "bytes": bytes })).collect::<Json>(),
         });
@@ -136,7 +135,7 @@ fn gguf_rs(args: &InspectArgs) -> Result<String> {
     let tensors = model.tensors().iter().map(|t| json!({ "name": t.name, "type": t.kind, "dims": t.shape, "offset": t.offset, "bytes": t.size }));
     if args.json {
         let mut out = json!({
-            "path": args.path, "reader": "gguf-rs", "version": model.get_version(), "architecture": model.model_family(),
+            "path": args.path.to_string_lossy(), "reader": "gguf-rs", "version": model.get_version(), "architecture": model.model_family(),
             "parameters": model.model_parameters(), "metadata": model.metadata(),
         });
         if args.tensors {

@@ -7,7 +7,7 @@ use super::model;
 use crate::arguments::LogitsArgs;
 use crate::device::{self, Job};
 use crate::failure::shown;
-use crate::output::{self, Array};
+use crate::output::{self, Array, note};
 
 pub fn run(args: LogitsArgs) -> Result<()> {
     output::free(&args.output, args.force)?;
@@ -35,7 +35,7 @@ impl Job for Logits<'_> {
             ("tokens".to_owned(), Array::I64(vec![tokens.len()], ids)),
         ];
         output::safetensors(&args.output, &tensors)?;
-        eprintln!("{}: {} rows of {vocabulary}", shown(&args.output), tokens.len());
+        note!("{}: {} rows of {vocabulary}", shown(&args.output), tokens.len());
         Ok(())
     }
 }

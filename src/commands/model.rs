@@ -9,6 +9,7 @@ use sphinx_runtime::{Memory, Options, Reply, Request, Sampling, Sphinx};
 use sphinx_targets::{KvType, Target};
 
 use crate::arguments::{GenerateArgs, KvArg, ModelArgs};
+use crate::output::note;
 use crate::table;
 
 /// Opens the model of the flags on `target`.
@@ -83,10 +84,10 @@ pub fn reply_stages(load_s: f64, image: Option<&ImageRows>, reply: &Reply) -> Ve
 /// Prints stages and memory to standard error.
 pub fn stage_table(stages: &[Stage]) {
     let rows = stages.iter().map(|(name, s, what)| vec![(*name).to_owned(), table::seconds(*s), what.clone()]);
-    eprintln!("{}", table::plain(&["stage", "time", ""], rows));
+    note!("{}", table::plain(&["stage", "time", ""], rows));
     if let Some(m) = Memory::now() {
         let (own, mapped, peak) = (table::bytes(m.anonymous_bytes), table::bytes(m.mapped_bytes), table::bytes(m.peak_bytes));
-        eprintln!("memory: {own} own, {mapped} of mapped files, {peak} at the peak (both together)");
+        note!("memory: {own} own, {mapped} of mapped files, {peak} at the peak (both together)");
     }
 }
 

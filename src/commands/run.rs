@@ -10,6 +10,7 @@ use sphinx_targets::Target;
 use super::model;
 use crate::arguments::RunArgs;
 use crate::device::{self, Job};
+use crate::output::{self, say};
 
 pub fn run(args: RunArgs, verbose: u8) -> Result<()> {
     device::dispatch(args.model.device, args.model.threads, Run { args: &args, verbose })
@@ -46,7 +47,7 @@ impl Job for Run<'_> {
             }
         })?;
         if let Some(e) = failed {
-            return Err(e.into());
+            return Err(output::unsaid(e));
         }
         if args.json {
             let out = json!({
@@ -54,9 +55,9 @@ impl Job for Run<'_> {
                 "image_tokens": reply.image_tokens, "dropped_tokens": reply.dropped_tokens,
                 "timings": model::timings_json(model.load_s(), image.as_ref(), &reply), "memory": model::memory_json(),
             });
-            println!("{out}");
+            say!("{out}")?;
         } else {
-            println!();
+            output::text("\n")?;
         }
         if self.verbose > 0 {
             model::stage_table(&model::reply_stages(model.load_s(), image.as_ref(), &reply));

@@ -6,6 +6,7 @@ use sphinx_runtime::tokenizer::Tokenizer;
 
 use crate::arguments::{TokenizeArgs, TokenizerKind};
 use crate::failure::Failure;
+use crate::output::say;
 
 pub fn run(args: TokenizeArgs) -> Result<()> {
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
@@ -22,8 +23,7 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
             None => tokenizer.decode(&ids),
             Some(w) => w.decode(&ids, true).map_err(crate_error)?,
         };
-        if args.json { println!("{}", serde_json::to_string(&text)?) } else { println!("{text}") }
-        return Ok(());
+        return if args.json { say!("{}", serde_json::to_string(&text)?) } else { say!("{text}") };
     }
     let mut ids = match &witness {
         None => tokenizer.encode(&args.text),
@@ -33,6 +33,5 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
     if args.bos {
         ids.insert(0, tokenizer.bos());
     }
-    println!("{}", serde_json::to_string(&ids)?);
-    Ok(())
+    say!("{}", serde_json::to_string(&ids)?)
 }
