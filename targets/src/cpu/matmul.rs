@@ -67,6 +67,8 @@ impl Matrix {
 
 /// Activation rows from which on weights are unpacked once for all of them.
 const BATCH: usize = 8;
+/// The same when no weights are quantised: unpacking costs more, and multiplying less.
+const FLOAT_BATCH: usize = 16;
 /// Activation rows that are quantised and multiplied together, at most.
 const BATCH_MOST: usize = 2048;
 /// Weight rows whose results are finished together, when few activation rows meet them.
@@ -137,6 +139,28 @@ fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
     worker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The rows of a layer's input, which may lie apart.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    values: &'a [f32],
+    /// From one row to the next.
+    stride: usize,
+    /// Numbers of a row.
+    width: usize,
+    count: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn row(&self, r: usize) -> &'a [f32] {
+        &self.values[r * self.stride..][..self.width]
+    }
+
+    /// `count` rows from `first` on.
+    fn part(&self, first: usize, count: usize) -> Rows<'a> {
+        Rows { values: &self.values[first * self.stride..], count, ..*self }
+    }
+}
+
 /// Bytes that the hidden map of an MLP may take, and the fewest rows of a tile.
 const HIDDEN_BYTES: usize = 8 << 20;
 const HIDDEN_ROWS: usize = 256;
@@ -145,6 +169,8 @@ impl CpuTarget {
     pub(super) fn apply_linear(&self, x: &[f32], layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
         let mut scratch = self.scratch();
         let Scratch { activations, workers, .. } = &mut *scratch;
+        let k = layer.weight.cols;
+        let x = Rows { values: x, stride: k, width: k, count: x.len() / k };
         self.multiply(x, layer, after, out, activations, workers)
     }
 
@@ -160,25 +186,27 @@ impl CpuTarget {
         let tile = rows.div_ceil(rows.div_ceil(most));
         let hidden = hidden.at_least(tile * wide, "the hidden map of a feed-forward part")?;
         for (x, out) in x.chunks(tile * k).zip(out.chunks_mut(tile * n)) {
-            let rows = x.len() / k;
-            let hidden = &mut hidden[..rows * wide];
+            let count = x.len() / k;
+            let hidden = &mut hidden[..count * wide];
             let after_up = match mlp.act {
                 Activation::Gelu => After::Gelu,
                 Activation::QuickGelu => After::QuickGelu,
                 Activation::SiluGate => After::Nothing,
             };
+            let x = Rows { values: x, stride: k, width: k, count };
             self.multiply(x, &mlp.up, after_up, hidden, activations, workers)?;
-            let mut inner = wide;
+            let mut width = wide;
             if mlp.act == Activation::SiluGate {
-                inner = wide / 2;
-                self.silu_gate(hidden, rows, inner);
+                width = wide / 2;
+                self.silu_gate(hidden, count, width);
             }
-            self.multiply(&hidden[..rows * inner], &mlp.down, after, out, activations, workers)?;
+            let middle = Rows { values: hidden, stride: wide, width, count };
+            self.multiply(middle, &mlp.down, after, out, activations, workers)?;
         }
         Ok(())
     }
 
-    /// `hidden` `[rows, 2 · inner]` becomes `[rows, inner]`, packed at its start.
+    /// The first halves of `hidden` `[rows, 2 · inner]`, the gates, take in the second.
     fn silu_gate(&self, hidden: &mut [f32], rows: usize, inner: usize) {
         if rows == 1 {
             let (gate, up) = hidden.split_at_mut(inner);
@@ -196,24 +224,24 @@ impl CpuTarget {
                 self.kernels.silu_gate(gate, up);
             }
         });
-        for row in 1..rows {
-            hidden.copy_within(2 * row * inner..(2 * row + 1) * inner, row * inner);
-        }
     }
 
     /// `x` `[rows, k]` through a layer into `out` `[rows, n]`.
     fn multiply(
         &self,
-        x: &[f32],
+        x: Rows<'_>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
         out: &mut [f32],
         activations: &mut Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
-        let (k, n) = (layer.weight.cols, layer.weight.rows);
-        for (x, out) in x.chunks(BATCH_MOST * k).zip(out.chunks_mut(BATCH_MOST * n)) {
-            if x.len() / k < BATCH {
+        let n = layer.weight.rows;
+        let floats = !layer.weight.parts.iter().any(|t| self.in_8_bits(t.ty()));
+        let batch = if floats { FLOAT_BATCH } else { BATCH };
+        for (i, out) in out.chunks_mut(BATCH_MOST * n).enumerate() {
+            let x = x.part(i * BATCH_MOST, out.len() / n);
+            if x.count < batch {
                 self.multiply_few(x, layer, after, out, activations, workers)?;
             } else {
                 self.multiply_batch(x, layer, after, out, activations, workers)?;
@@ -230,7 +258,7 @@ impl CpuTarget {
     /// A few rows: every weight row is read once and multiplied with each of them.
     fn multiply_few(
         &self,
-        x: &[f32],
+        x: Rows<'_>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
         out: &mut [f32],
@@ -238,10 +266,9 @@ impl CpuTarget {
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
         let matrix = &layer.weight;
-        let (k, n) = (matrix.cols, matrix.rows);
-        let rows = x.len() / k;
+        let (k, n, rows) = (matrix.cols, matrix.rows, x.count);
         if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
-            self.quantize(x, k, &mut activations.q8)?;
+            self.quantize(x, &mut activations.q8)?;
         }
         for worker in workers {
             let mut worker = lock(worker);
@@ -274,7 +301,7 @@ impl CpuTarget {
                             (GgmlType::F32, bytemuck::cast_slice(&numbers[..k]))
                         };
                         for m in 0..rows {
-                            sums[m * STRIP + j] = self.kernels.dot_float(ty, w, &x[m * k..(m + 1) * k]);
+                            sums[m * STRIP + j] = self.kernels.dot_float(ty, w, x.row(m));
                         }
                     }
                     for m in 0..rows {
@@ -294,7 +321,7 @@ impl CpuTarget {
     /// Many rows: weights are unpacked strip by strip, and each strip is multiplied with all rows.
     fn multiply_batch(
         &self,
-        x: &[f32],
+        x: Rows<'_>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
         out: &mut [f32],
@@ -302,17 +329,16 @@ impl CpuTarget {
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
         let matrix = &layer.weight;
-        let k = matrix.cols;
-        let rows = x.len() / k;
+        let (k, rows) = (matrix.cols, x.count);
         if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
-            self.quantize(x, k, &mut activations.q8)?;
+            self.quantize(x, &mut activations.q8)?;
             self.deal_codes(rows, k, activations)?;
         }
         if matrix.parts.iter().any(|t| !self.in_8_bits(t.ty())) {
             let dealt = activations.floats.at_least(rows * k, "activations of a batch")?;
             self.pool.rows(dealt, k, &|_, first, rows| {
-                for (out, x) in rows.chunks_exact_mut(k).zip(x[first * k..].chunks_exact(k)) {
-                    portable::gemm::deal(x, out);
+                for (r, out) in rows.chunks_exact_mut(k).enumerate() {
+                    portable::gemm::deal(x.row(first + r), out);
                 }
             });
         }
@@ -502,9 +528,9 @@ impl CpuTarget {
         Ok(())
     }
 
-    /// Rows of `k` activations in 8 bits.
-    fn quantize(&self, x: &[f32], k: usize, q8: &mut Q8Rows) -> Result<()> {
-        let rows = x.len() / k;
+    /// Rows of activations in 8 bits.
+    fn quantize(&self, x: Rows<'_>, q8: &mut Q8Rows) -> Result<()> {
+        let (rows, k) = (x.count, x.width);
         q8.shape(rows, k)?;
         let (qs, d, sums) = q8.arrays_mut();
         let (qs, d, sums) = (Disjoint::new(qs), Disjoint::new(d), Disjoint::new(sums));
@@ -518,7 +544,7 @@ impl CpuTarget {
                         sums: sums.piece(r * (k / 16)..(r + 1) * (k / 16)),
                     }
                 };
-                self.kernels.quantize_q8(&x[r * k..(r + 1) * k], out);
+                self.kernels.quantize_q8(x.row(r), out);
             }
         });
         Ok(())

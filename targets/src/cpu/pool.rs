@@ -10,7 +10,7 @@ use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
@@ -20,25 +20,36 @@ type Job<'a> = dyn Fn(usize, Range<usize>) + Sync + 'a;
 /// How long an idle worker looks for work before it parks, in turns of some 10 to 40 ns.
 const SPINS_BEFORE_PARK: u32 = 4_000;
 /// How long the caller spins for the last worker before it lets others run between looks.
-const SPINS_BEFORE_YIELD: u32 = 20_000;
+const SPINS_BEFORE_YIELD: u32 = 2_000;
 
-/// What caller and workers share.
+/// Something with cache lines of its own, so that whoever waits for it is not disturbed by its neighbours.
+#[repr(align(128))]
+struct Apart<T>(T);
+
+/// What caller and workers share. A run moves two cache lines each way: `start` to the workers, `done` back.
 struct Shared {
-    /// Number of the current job; a change is the signal to start. The top bit of nothing is special.
-    epoch: AtomicU32,
-    /// The current job, valid from the change of `epoch` until `running` is 0.
-    job: UnsafeCell<Option<(*const Job<'static>, usize)>>,
-    /// Workers that have not finished the current job.
-    running: AtomicUsize,
+    start: Apart<Start>,
+    /// Per worker, the number of the last job it finished.
+    done: Vec<Apart<AtomicU32>>,
+    /// Per worker, whether it sleeps or is about to.
+    parked: Vec<Apart<AtomicBool>>,
     stop: AtomicBool,
+    panicked: AtomicBool,
     /// The first panic of the current job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     threads: usize,
-    parked: Vec<AtomicBool>,
 }
 
-// SAFETY: `job` is written by the caller only while no worker reads it: before `epoch` is changed (release) and
-// after every worker of the job before has decremented `running` (acquire). Everything else is `Sync` itself.
+/// What tells the workers to start.
+struct Start {
+    /// Number of the current job; a change is the signal.
+    epoch: AtomicU32,
+    /// The current job and its length, valid from the change of `epoch` until all workers are done with it.
+    job: UnsafeCell<Option<(*const Job<'static>, usize)>>,
+}
+
+// SAFETY: `job` is written by the caller only while no worker reads it: before `epoch` is changed (release), and
+// after every worker has said that it is done with the job before (acquire). Everything else is `Sync` itself.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is to a `Sync` closure, and only used while the caller of `run` keeps it alive.
 unsafe impl Send for Shared {}
@@ -57,13 +68,13 @@ impl Pool {
     pub fn new(threads: usize) -> std::io::Result<Pool> {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            epoch: AtomicU32::new(0),
-            job: UnsafeCell::new(None),
-            running: AtomicUsize::new(0),
+            start: Apart(Start { epoch: AtomicU32::new(0), job: UnsafeCell::new(None) }),
+            done: (0..threads).map(|_| Apart(AtomicU32::new(0))).collect(),
+            parked: (0..threads).map(|_| Apart(AtomicBool::new(false))).collect(),
             stop: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
             threads,
-            parked: (0..threads).map(|_| AtomicBool::new(false)).collect(),
         });
         let mut pool = Pool { shared, workers: Vec::new(), handles: Vec::new(), turn: Mutex::new(()) };
         for worker in 1..threads {
@@ -92,32 +103,40 @@ impl Pool {
             }
             return;
         }
-        let _turn: MutexGuard<'_, ()> = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn: MutexGuard<'_, ()> = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        // SAFETY: only the lifetime is forgotten; `run` does not return, nor unwind, before `running` is 0, and no
-        // worker touches the job after its decrement.
+        // SAFETY: only the lifetime is forgotten; `run` does not return, nor unwind, before all workers are done, and
+        // none touches the job after it said so.
         let forever: *const Job<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(job)) };
-        shared.running.store(threads - 1, Ordering::Relaxed);
-        // SAFETY: no worker reads `job` now: the last one finished before the previous `run` returned.
-        unsafe { *shared.job.get() = Some((forever, n)) };
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: no worker reads `job` now: all were done before the previous `run` returned.
+        unsafe { *shared.start.0.job.get() = Some((forever, n)) };
+        // Only the holder of `turn` changes the epoch.
+        let epoch = shared.start.0.epoch.load(Ordering::Relaxed).wrapping_add(1);
+        shared.start.0.epoch.store(epoch, Ordering::SeqCst);
         for (parked, handle) in shared.parked[1..].iter().zip(&self.handles) {
-            if parked.load(Ordering::SeqCst) {
+            if parked.0.load(Ordering::SeqCst) {
                 handle.unpark();
             }
         }
         let mine = catch_unwind(AssertUnwindSafe(|| job(0, part(n, threads, 0))));
         let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) != 0 {
-            if spins < SPINS_BEFORE_YIELD {
-                spins += 1;
-                spin_loop();
-            } else {
-                thread::yield_now();
+        for done in &shared.done[1..] {
+            while done.0.load(Ordering::Acquire) != epoch {
+                if spins < SPINS_BEFORE_YIELD {
+                    spins += 1;
+                    spin_loop();
+                } else {
+                    thread::yield_now();
+                }
             }
         }
-        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(_turn);
+        let theirs = if shared.panicked.load(Ordering::Relaxed) {
+            shared.panicked.store(false, Ordering::Relaxed);
+            shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
+        } else {
+            None
+        };
+        drop(turn);
         if let Err(panic) = mine {
             resume_unwind(panic);
         }
@@ -144,7 +163,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.start.0.epoch.fetch_add(1, Ordering::SeqCst);
         for handle in &self.handles {
             handle.unpark();
         }
@@ -157,7 +176,7 @@ impl Drop for Pool {
 
 /// The range of `0..n` that worker `worker` of `threads` gets.
 pub fn part(n: usize, threads: usize, worker: usize) -> Range<usize> {
-    let cut = |w: usize| (n as u128 * w as u128 / threads as u128) as usize;
+    let cut = |w: usize| w * (n / threads) + w.min(n % threads);
     cut(worker)..cut(worker + 1)
 }
 
@@ -167,7 +186,7 @@ fn work(shared: &Shared, worker: usize) {
     loop {
         let mut spins = 0;
         loop {
-            let epoch = shared.epoch.load(Ordering::Acquire);
+            let epoch = shared.start.0.epoch.load(Ordering::Acquire);
             if epoch != seen {
                 seen = epoch;
                 break;
@@ -178,28 +197,29 @@ fn work(shared: &Shared, worker: usize) {
                 continue;
             }
             // Announce, look again, then sleep: either this look sees the new epoch, or the caller sees the flag.
-            shared.parked[worker].store(true, Ordering::SeqCst);
-            while shared.epoch.load(Ordering::SeqCst) == seen {
+            shared.parked[worker].0.store(true, Ordering::SeqCst);
+            while shared.start.0.epoch.load(Ordering::SeqCst) == seen {
                 thread::park();
             }
-            shared.parked[worker].store(false, Ordering::SeqCst);
+            shared.parked[worker].0.store(false, Ordering::SeqCst);
         }
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: written before the epoch that was just acquired, and not again before this worker's decrement below.
-        let job = unsafe { *shared.job.get() };
+        // SAFETY: written before the epoch that was just acquired, and not again before this worker is done below.
+        let job = unsafe { *shared.start.0.job.get() };
         if let Some((job, n)) = job {
             let range = part(n, shared.threads, worker);
             if !range.is_empty() {
-                // SAFETY: the caller of `run` keeps the closure alive until `running` is 0.
+                // SAFETY: the caller of `run` keeps the closure alive until all workers are done.
                 let job = unsafe { &*job };
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(worker, range))) {
                     shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+                    shared.panicked.store(true, Ordering::Relaxed);
                 }
             }
         }
-        shared.running.fetch_sub(1, Ordering::Release);
+        shared.done[worker].0.store(seen, Ordering::Release);
     }
 }
 
@@ -264,7 +284,7 @@ fn list(text: &str) -> Option<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
 
     use super::*;
 

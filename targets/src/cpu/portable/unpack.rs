@@ -46,7 +46,7 @@ fn fifth_bits(qh: [u8; 4], q: &mut [u8]) {
     const EACH: u64 = 0x0101_0101_0101_0101;
     for (&bits, q) in qh.iter().zip(q.as_chunks_mut::<8>().0) {
         // Byte i keeps bit i alone; adding 127 then sets its top bit if there is one.
-        let alone = u64::from(bits) * EACH & 0x8040_2010_0804_0201;
+        let alone = (u64::from(bits) * EACH) & 0x8040_2010_0804_0201;
         let sixteens = ((alone + 127 * EACH) >> 7 & EACH) << 4;
         *q = (u64::from_le_bytes(*q) | sixteens).to_le_bytes();
     }

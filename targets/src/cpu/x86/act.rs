@@ -4,16 +4,26 @@
 
 /// `erfc(z) = t · exp(−z² + P(t))` with `t = 1 / (1 + z/2)`: the coefficients of P, the highest first.
 ///
-/// Source: W. H. Press et al., Numerical Recipes, 2nd edition, function `erfcc`.
-#[allow(clippy::excessive_precision)] // as published
-const ERFC: [f32; 10] =
-    [0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223];
+/// Source: `targets/fits/activations.py`.
+#[allow(clippy::excessive_precision)] // as printed there
+const ERFC: [f32; 10] = [
+    0.1820451021194458,
+    -0.8726416826248169,
+    1.5835967063903809,
+    -1.2317614555358887,
+    0.3360064625740051,
+    -0.20613956451416016,
+    0.10065419971942902,
+    0.3737148344516754,
+    1.0000377893447876,
+    -1.2655123472213745,
+];
 
 /// `exp(r) = 1 + r + r² · P(r)` for `|r| ≤ ln 2 / 2`: the coefficients of P, the highest first.
 ///
-/// Source: S. L. Moshier, Cephes, function `expf`.
-#[allow(clippy::excessive_precision)] // as published
-const EXP: [f32; 6] = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1];
+/// Source: `targets/fits/activations.py`.
+#[allow(clippy::excessive_precision)] // as printed there
+const EXP: [f32; 6] = [0.00019890980911441147, 0.0013933641603216529, 0.00833331048488617, 0.04166646674275398, 0.1666666716337204, 0.5];
 
 /// ln 2 in two pieces, the first so short that a whole number times it is exact.
 #[allow(clippy::excessive_precision)] // exactly these bits
