@@ -108,6 +108,27 @@ pub fn line(error: &anyhow::Error) -> String {
     one_line(&text)
 }
 
+/// Prints help, or what is wrong with the command line in one line.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let json = std::env::args_os().any(|a| a == "--json-errors");
+    report(&Failure::usage(usage_line(&error.render().to_string())), json)
+}
+
+/// The message of an error of clap's, in one line: `what — what to do`.
+fn usage_line(rendered: &str) -> String {
+    let told = rendered.split("\nUsage:").next().unwrap_or_default().split("\nFor more information").next().unwrap_or_default();
+    let told = told.trim_start_matches("error: ").split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    let mut parts: Vec<String> = told.filter(|part| !part.is_empty()).collect();
+    if parts.len() < 2 {
+        parts.push("try --help".into());
+    }
+    parts.join(" — ")
+}
+
 /// Makes a panic, which is a bug of ours, one line of standard error; `RUST_BACKTRACE` still gives the whole story.
 pub fn announce_panics() {
     let whole = std::panic::take_hook();
@@ -116,7 +137,9 @@ pub fn announce_panics() {
             whole(info);
         }
         let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-        let what = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let what = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let what = what.unwrap_or("no message");
         note!("error: a bug in this program{place}: {} — please report it", one_line(what));
     }));
 }
@@ -142,6 +165,19 @@ mod tests {
         assert_eq!(line(&error), "reading \"a\\nb\": no\\u{1b}[31m luck");
         let error = anyhow::Error::new(ConvertError::io("x".as_ref(), io()));
         assert_eq!(line(&error), "x: no\\u{1b}[31m luck — check the path, its permissions and the free space");
+    }
+
+    #[test]
+    fn errors_of_the_command_line_fit_one_line() {
+        use clap::Parser;
+        let line = |args: &[&str]| {
+            let error = crate::arguments::Cli::try_parse_from([&["sphinx"], args].concat()).expect_err("a wrong command line");
+            usage_line(&error.render().to_string())
+        };
+        assert_eq!(line(&["run", "x.gguf"]), "the following required arguments were not provided: --prompt <TEXT> — try --help");
+        assert_eq!(line(&["frobnicate"]), "unrecognized subcommand 'frobnicate' — try --help");
+        let device = line(&["run", "x.gguf", "-p", "x", "--device", "cpi"]);
+        assert!(device.contains("[possible values: cpu") && device.contains(" — tip: a similar value exists: 'cpu'"), "{device}");
     }
 
     #[test]

@@ -17,7 +17,10 @@ use arguments::{Cli, Command};
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::usage(&error),
+    };
     let json_errors = cli.json_errors;
     progress::start_logging(cli.verbose);
     interrupt::listen();

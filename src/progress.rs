@@ -18,7 +18,14 @@ pub fn start_logging(verbose: u8) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("SPHINX_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).without_time().with_target(false).log_internal_errors(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
 }
 
 /// A byte counter with speed and remaining time, and the memory this process holds.
@@ -54,7 +61,8 @@ impl Progress for Bar {
     }
 
     fn tensor(&self, name: &str, from: &str, to: &str) {
-        let memory = sphinx_runtime::Memory::now().map_or(String::new(), |m| format!("  memory {}", crate::table::bytes(m.anonymous_bytes + m.mapped_bytes)));
+        let memory = sphinx_runtime::Memory::now()
+            .map_or(String::new(), |m| format!("  memory {}", crate::table::bytes(m.anonymous_bytes + m.mapped_bytes)));
         self.with(|bar| bar.set_message(format!("{name} {from}→{to}{memory}")));
     }
 

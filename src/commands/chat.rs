@@ -158,13 +158,14 @@ impl<T: Target> State<'_, T> {
         let stops = model::stops(self.model, generate);
         let mut out = Trimmed::default();
         let mut failed = None;
-        let reply = self.session.generate(&ids, self.image.as_ref(), &model::request(generate, &stops), &mut |text| match out.push(text) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(e) => {
-                failed = Some(e);
-                ControlFlow::Break(())
-            }
-        })?;
+        let reply =
+            self.session.generate(&ids, self.image.as_ref(), &model::request(generate, &stops), &mut |text| match out.push(text) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    failed = Some(e);
+                    ControlFlow::Break(())
+                }
+            })?;
         if let Some(e) = failed {
             return Err(output::unsaid(e));
         }

@@ -87,8 +87,7 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     tell(&format!("\npicture      {}×{}, {} views, {} rows", picture.width(), picture.height(), image.views, image.count))?;
     tell(&format!("question     {}", args.prompt))?;
     let prompt = model::prompt(&model, &args.prompt, None, false);
-    let request =
-        Request { sampling: Sampling::default(), max_tokens: 24, stop: &model.params().stop, truncate: false };
+    let request = Request { sampling: Sampling::default(), max_tokens: 24, stop: &model.params().stop, truncate: false };
     let mut out = Trimmed::default();
     if !args.json {
         output::text("answer       ")?;

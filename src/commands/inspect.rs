@@ -108,7 +108,13 @@ fn gguf(args: &InspectArgs) -> Result<String> {
     text += &format!("\n{}\n", table::plain(&["type", "tensors", "size"], rows));
     if args.tensors {
         let rows = file.tensors().iter().enumerate().map(|(i, t)| {
-            vec![printable(t.name()), t.ty().to_string(), format!("{:?}", t.dims()), format!("{:#x}", file.offset(i)), table::bytes(t.bytes().len() as u64)]
+            vec![
+                printable(t.name()),
+                t.ty().to_string(),
+                format!("{:?}", t.dims()),
+                format!("{:#x}", file.offset(i)),
+                table::bytes(t.bytes().len() as u64),
+            ]
         });
         text += &format!("\n{}\n", table::plain(&["tensor", "type", "dims, fastest first", "offset", "size"], rows));
     }
@@ -132,7 +138,8 @@ fn gguf_rs(args: &InspectArgs) -> Result<String> {
         Ok(Err(e)) => return Err(Failure::invalid(format!("{}: gguf-rs cannot read it: {e} — try without --with", shown(&args.path)))),
         Err(_) => return Err(Failure::invalid(format!("{}: gguf-rs panicked on it — try without --with", shown(&args.path)))),
     };
-    let tensors = model.tensors().iter().map(|t| json!({ "name": t.name, "type": t.kind, "dims": t.shape, "offset": t.offset, "bytes": t.size }));
+    let tensors =
+        model.tensors().iter().map(|t| json!({ "name": t.name, "type": t.kind, "dims": t.shape, "offset": t.offset, "bytes": t.size }));
     if args.json {
         let mut out = json!({
             "path": args.path.to_string_lossy(), "reader": "gguf-rs", "version": model.get_version(), "architecture": model.model_family(),
@@ -155,7 +162,8 @@ fn gguf_rs(args: &InspectArgs) -> Result<String> {
         text += &format!("{:<44} {}\n", printable(key), printable(&value.to_string()));
     }
     if args.tensors {
-        let rows = model.tensors().iter().map(|t| vec![printable(&t.name), t.kind.to_string(), format!("{:?}", t.shape), t.size.to_string()]);
+        let rows =
+            model.tensors().iter().map(|t| vec![printable(&t.name), t.kind.to_string(), format!("{:?}", t.shape), t.size.to_string()]);
         text += &format!("\n{}\n", table::plain(&["tensor", "type number", "dims", "bytes"], rows));
     }
     Ok(text)
@@ -165,7 +173,9 @@ fn checkpoint(args: &InspectArgs) -> Result<String> {
     let holds = sphinx_convert::inspect_checkpoint(Path::new(&args.path))?;
     if args.json {
         let mut out = serde_json::to_value(&holds)?;
-        if !args.tensors && let Some(o) = out.as_object_mut() {
+        if !args.tensors
+            && let Some(o) = out.as_object_mut()
+        {
             o.remove("tensors");
         }
         return Ok(format!("{out}\n"));

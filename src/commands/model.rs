@@ -93,9 +93,10 @@ pub fn stage_table(stages: &[Stage]) {
 
 /// Memory as JSON.
 pub fn memory_json() -> Value {
-    Memory::now().map_or(Value::Null, |m| {
-        json!({ "rss_anon_bytes": m.anonymous_bytes, "rss_file_bytes": m.mapped_bytes, "peak_rss_bytes": m.peak_bytes })
-    })
+    Memory::now().map_or(
+        Value::Null,
+        |m| json!({ "rss_anon_bytes": m.anonymous_bytes, "rss_file_bytes": m.mapped_bytes, "peak_rss_bytes": m.peak_bytes }),
+    )
 }
 
 /// Timings of a whole answer as JSON.

@@ -84,7 +84,7 @@ impl Trimmed {
         }
         self.begun = true;
         let mut out = std::io::stdout().lock();
-        out.write_all(self.held[..end].as_bytes())?;
+        out.write_all(&self.held.as_bytes()[..end])?;
         self.held.drain(..end);
         out.flush()
     }

@@ -17,7 +17,8 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
     let crate_error = |e: Box<dyn std::error::Error + Send + Sync>| Failure::invalid(format!("tokenizers: {e} — try without --with"));
     if args.decode {
         let ids = args.text.split(',').filter(|s| !s.trim().is_empty()).map(|s| s.trim().parse::<u32>());
-        let ids: Vec<u32> = ids.collect::<Result<_, _>>().map_err(|_| Failure::usage("--decode takes ids separated by commas, as in 1,2,3"))?;
+        let ids: Vec<u32> =
+            ids.collect::<Result<_, _>>().map_err(|_| Failure::usage("--decode takes ids separated by commas, as in 1,2,3"))?;
         tokenizer.check(&ids)?;
         let text = match &witness {
             None => tokenizer.decode(&ids),

@@ -15,13 +15,20 @@ pub fn run(args: VerifyArgs, no_progress: bool) -> Result<()> {
     if args.json {
         say!("{}", serde_json::to_string(&found)?)?;
     } else {
-        for problem in &found.problems {
+        // The first becomes the error line.
+        for problem in found.problems.iter().skip(1) {
             say!("{}", one_line(problem))?;
         }
         if args.against.is_some() {
             let rows = found.tensors.iter().filter_map(|t| {
                 let e = t.error.as_ref()?;
-                Some(vec![printable(&t.name), t.ty.clone(), format!("{:.3e}", e.rmse), format!("{:.6}", e.cosine), format!("{:.3e}", e.max_abs)])
+                Some(vec![
+                    printable(&t.name),
+                    t.ty.clone(),
+                    format!("{:.3e}", e.rmse),
+                    format!("{:.6}", e.cosine),
+                    format!("{:.3e}", e.max_abs),
+                ])
             });
             say!("{}", table::plain(&["tensor", "type", "RMSE", "cosine", "largest error"], rows))?;
         }
@@ -35,7 +42,10 @@ pub fn run(args: VerifyArgs, no_progress: bool) -> Result<()> {
     }
     if trailing > 0 {
         if args.strict {
-            return Err(Failure::invalid(format!("{}: {trailing} bytes follow the last tensor — is it the whole file, and only it?", shown(&args.path))));
+            return Err(Failure::invalid(format!(
+                "{}: {trailing} bytes follow the last tensor — is it the whole file, and only it?",
+                shown(&args.path)
+            )));
         }
         note!("warning: {}: {trailing} bytes follow the last tensor", shown(&args.path));
     }
