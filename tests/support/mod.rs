@@ -107,3 +107,33 @@ pub fn cosines(a: &[f32], b: &[f32], width: usize) -> (f64, f64) {
 pub fn every(values: &[f32], width: usize, step: usize) -> Vec<f32> {
     values.chunks_exact(width).step_by(step).flatten().copied().collect()
 }
+
+/// Writes the language file `model` as another program would, gguf-rs in this case: its own order of keys, none of ours.
+pub fn foreign(model: &Path, path: &Path) {
+    use gguf_rs::writer::{GGUFWriter, MetadataValue as Meta, TensorInfo};
+    use sphinx_quant::gguf::{Array, Gguf, Value};
+
+    let file = Gguf::open(model).expect("a model");
+    let mut writer = GGUFWriter::new(path, 3).expect("a writer");
+    for (key, value) in file.metadata().iter().filter(|(key, _)| !key.starts_with("sphinx.")) {
+        match value {
+            Value::U32(v) => writer.add_metadata_u32(key, *v),
+            Value::F32(v) => writer.add_metadata_f32(key, *v),
+            Value::Bool(v) => writer.add_metadata_bool(key, *v),
+            Value::Str(v) => writer.add_metadata(key, v),
+            Value::Array(Array::Str(v)) => writer.add_metadata_array(key, v.iter().cloned().map(Meta::String).collect()),
+            Value::Array(Array::F32(v)) => writer.add_metadata_array(key, v.iter().copied().map(Meta::Float32).collect()),
+            Value::Array(Array::I32(v)) => writer.add_metadata_array(key, v.iter().copied().map(Meta::Int32).collect()),
+            other => panic!("{key} holds {other:?}"),
+        }
+    }
+    for t in file.tensors() {
+        let shape = t.dims().iter().map(|&d| d as u64).collect();
+        writer.add_tensor(TensorInfo { name: t.name().to_owned(), shape, dtype: t.ty().id() });
+    }
+    writer.write().expect("a header");
+    for (index, t) in file.tensors().iter().enumerate() {
+        writer.write_tensor_data(index, t.bytes()).expect("data");
+    }
+    writer.finalize().expect("an end");
+}
