@@ -1,10 +1,13 @@
 //! WebP: the bitstream of the picture or of an animation's first frame, alpha left aside.
+//!
+//! `image` decodes; it is handed the bitstream in a file of its own, because it would blend an animation's first frame
+//! with nothing, losing the colour under alpha, and hold 10 bytes per pixel to unpack an alpha that is then dropped.
 
 use std::io::Cursor;
 
-use image_webp::{DecodingError, WebPDecoder};
+use image::codecs::webp::WebPDecoder;
 
-use super::{Canvas, Fault, u16_le, u32_le};
+use super::{Canvas, Fault, read, u16_le, u32_le};
 
 /// A frame inside the canvas.
 struct Frame<'a> {
@@ -48,33 +51,25 @@ pub(super) fn decode(bytes: &[u8], canvas: &mut Canvas) -> Result<(), Fault> {
     file.extend(frame.kind);
     file.extend((frame.data.len() as u32).to_le_bytes());
     file.extend(frame.data);
-    let lossless = frame.kind == b"VP8L";
-    if lossless {
+    if frame.kind == b"VP8L" {
         *file.get_mut(24).ok_or(Fault::Truncated)? |= 0x10;
     }
     file.resize(file.len().next_multiple_of(2), 0);
 
-    let mut decoder = WebPDecoder::new(Cursor::new(file)).map_err(fault)?;
-    if decoder.dimensions() != (w, h) {
+    let mut frame_canvas = Canvas::default();
+    let (samples, colour) = read(WebPDecoder::new(Cursor::new(file))?, &mut frame_canvas)?;
+    if (frame_canvas.width, frame_canvas.height) != (w as usize, h as usize) {
         return Err(Fault::Unsupported(format!("a frame of {w} × {h}")));
     }
-    let whole = (w as usize, h as usize) == (canvas.width, canvas.height);
-    let mut pixels = vec![0; w as usize * h as usize * if lossless { 4 } else { 3 }];
-    decoder.read_image(&mut pixels).map_err(fault)?;
-    drop(decoder);
-    let mut inner = Canvas { width: w as usize, height: h as usize, rgb: Vec::new() };
-    if lossless {
-        inner.take_rgba(pixels)
-    } else {
-        inner.rgb = pixels
-    }
-    if whole {
-        canvas.rgb = inner.rgb;
+    frame_canvas.take(samples, colour)?;
+    if (frame_canvas.width, frame_canvas.height) == (canvas.width, canvas.height) {
+        canvas.rgb = frame_canvas.rgb;
         return Ok(());
     }
     canvas.allocate();
-    for y in 0..inner.height {
-        canvas.row(frame.y + y)[frame.x * 3..][..inner.width * 3].copy_from_slice(inner.row(y));
+    let row_bytes = canvas.width * 3;
+    for (y, row) in frame_canvas.rgb.chunks_exact(frame_canvas.width * 3).enumerate() {
+        canvas.rgb[(frame.y + y) * row_bytes + frame.x * 3..][..row.len()].copy_from_slice(row);
     }
     Ok(())
 }
@@ -116,12 +111,5 @@ fn first_frame(bytes: &[u8]) -> Result<Frame<'_>, Fault> {
             }
             _ => at = next,
         }
-    }
-}
-
-fn fault(error: DecodingError) -> Fault {
-    match error {
-        DecodingError::IoError(_) => Fault::Truncated,
-        other => Fault::Damaged(other.to_string()),
     }
 }
