@@ -250,7 +250,7 @@ pub fn dry_run(o: &ConvertOptions, p: &dyn Progress) -> Result<Report> {
 /// holds numbers that are not finite, `Io`, and `Budget` when the work does not fit `max_memory`.
 pub fn convert(o: &ConvertOptions, p: &dyn Progress) -> Result<Report> {
     if o.output.file_name().is_none() {
-        return Err(ConvertError::Usage(format!("{} is no file name", o.output.display())));
+        return Err(ConvertError::Usage(format!("{}: is no file name — give NAME.gguf", o.output.display())));
     }
     pipeline::refuse_existing(&o.output, o.force)?;
     let loaded = Loaded::open(&o.inputs, o.vision.as_deref(), o.llama_type.as_deref(), o.strict)?;

@@ -226,12 +226,16 @@ pub(crate) fn run(jobs: &[Job<'_>], sink: &mut dyn Sink, limits: &Limits, progre
     })
 }
 
-/// Refuses a file that exists, unless told otherwise.
+/// Refuses a file that exists, unless told otherwise, and whatever is no file always.
 pub(crate) fn refuse_existing(path: &Path, force: bool) -> Result<()> {
-    if !force && path.symlink_metadata().is_ok() {
-        return Err(ConvertError::Usage(format!("{} exists — use --force to replace it, or choose another name", path.display())));
+    match path.symlink_metadata().map(|m| m.file_type()) {
+        Err(_) => Ok(()),
+        Ok(_) if !force => {
+            Err(ConvertError::Usage(format!("{}: exists — use --force to replace it, or choose another name", path.display())))
+        }
+        Ok(t) if t.is_file() || t.is_symlink() => Ok(()),
+        Ok(_) => Err(ConvertError::Usage(format!("{}: is no regular file, so it is not replaced — choose another name", path.display()))),
     }
-    Ok(())
 }
 
 /// Fails when the file system of `path`'s directory has less than `need` bytes left.

@@ -45,7 +45,7 @@ pub fn quantize(o: &QuantizeOptions, p: &dyn Progress) -> Result<Report> {
     if let (Ok(a), Ok(b)) = (o.input.canonicalize(), o.output.canonicalize())
         && a == b
     {
-        return Err(ConvertError::Usage(format!("{} is the input itself — choose another name", o.output.display())));
+        return Err(ConvertError::Usage(format!("{}: is the input itself — choose another name", o.output.display())));
     }
     let layers = gguf.opt_u32(&gguf.arch_key(keys::BLOCK_COUNT))?.unwrap_or(0) as usize;
     let tied = gguf.find(names::OUTPUT).is_none();

@@ -268,7 +268,7 @@ fn directory(o: &SynthOptions, invented: &Invented, p: &dyn Progress) -> Result<
     let Invented { model, config, tokenizer, .. } = invented;
     let dir = &o.output;
     if !o.force && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(ConvertError::Usage(format!("{} exists and is not empty — use --force to write into it", dir.display())));
+        return Err(ConvertError::Usage(format!("{}: exists and is not empty — use --force to write into it", dir.display())));
     }
     std::fs::create_dir_all(dir).map_err(|e| ConvertError::io(dir, e))?;
     let path = dir.join(FILE);
