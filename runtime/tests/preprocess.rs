@@ -315,12 +315,13 @@ fn jpegs_out_of_the_ordinary_are_refused() {
     assert!(text.contains("12 bits per sample"), "{text}");
     let text = patched("444.jpg", &frame, 1, 0xc9);
     assert!(text.contains("arithmetic coding"), "{text}");
-    // Four inks kept as 16-bit numbers until the last scan would take 1100 MB.
+    // Four inks kept as 16-bit numbers until the last scan take 11 bytes per pixel: 5000 × 4000 would be 209 MiB, and
+    // 5000 × 4200 is more than 8 bytes per pixel and more than is always allowed.
     let mut file = std::fs::read(fixtures().join("cmyk_progressive.jpg")).unwrap();
     let at = file.windows(2).position(|w| w == [0xff, 0xc2]).unwrap();
-    file[at + 5..at + 9].copy_from_slice(&[0x27, 0x10, 0x27, 0x10]);
+    file[at + 5..at + 9].copy_from_slice(&[0x10, 0x68, 0x13, 0x88]);
     let text = Picture::from_bytes(&file, "x").unwrap_err().to_string();
-    assert!(text.contains("pixels 10000 × 10000") && text.contains("beyond the cap"), "{text}");
+    assert!(text.contains("pixels 5000 × 4200") && text.contains("220 MiB to decode; save it as a baseline JPEG"), "{text}");
 }
 
 #[test]

@@ -19,6 +19,9 @@ use super::{Canvas, Fault, MAX_PIXELS, MAX_SIDE};
 /// Most scans of a file, and most pixels times scans: time bounds, far above what encoders write.
 const MAX_SCANS: u64 = 200;
 const MAX_SCANNED_PIXELS: u64 = 40 * MAX_PIXELS;
+/// What any picture may take to decode, in bytes; a larger one gets 8 bytes per pixel. The decoder keeps all coefficients
+/// of a progressive picture, 9 bytes per pixel with full-size colour and 11 with four inks: 24 and 20 megapixels fit.
+const MODEST_BYTES: u64 = 210 << 20;
 /// Most marker segments of a file: a time bound, since the decoder sorts some of them again for each new one.
 const MAX_SEGMENTS: usize = 4096;
 
@@ -75,8 +78,12 @@ fn walk(bytes: &[u8], canvas: &mut Canvas) -> Result<ColorSpace, Fault> {
                 let whole = !frame.progressive && body.first().is_some_and(|&n| usize::from(n) == frame.ids.len());
                 let held = if whole { 0 } else { 2 * frame.samples };
                 let pixels = (canvas.width * canvas.height) as u64;
-                if held + 3 * pixels > 8 * MAX_PIXELS {
-                    return Err(Fault::TooLarge);
+                let bytes = held + 3 * pixels;
+                if bytes > (8 * pixels).max(MODEST_BYTES) {
+                    let mebi = bytes >> 20;
+                    return Err(Fault::Unsupported(format!(
+                        "several scans of {pixels} pixels, which take {mebi} MiB to decode; save it as a baseline JPEG"
+                    )));
                 }
                 scans += 1;
                 if scans > MAX_SCANS || scans * pixels > MAX_SCANNED_PIXELS {
