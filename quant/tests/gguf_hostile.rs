@@ -359,6 +359,7 @@ fn checksum_keys_alone() {
 fn split_models() {
     refused(Hand::new().key(key("split.count", 2, 3u16.to_le_bytes())).bytes(), "one of 3 parts");
     accepted(Hand::new().key(key("split.count", 2, 1u16.to_le_bytes())).bytes());
+    refused(Hand::new().key(key("split.count", 4, 3u32.to_le_bytes())).bytes(), "key \"split.count\" is of type u32, expected u16");
 }
 
 #[test]

@@ -79,9 +79,11 @@ impl Gguf {
             })?);
         }
         let gguf = Gguf { path, bytes, header, tensors };
-        if let Some(Value::U16(parts)) = gguf.get("split.count")
-            && *parts > 1
-        {
+        let parts = gguf.opt("split.count", "u16", |v| match v {
+            Value::U16(parts) => Some(*parts),
+            _ => None,
+        })?;
+        if let Some(parts) = parts.filter(|&parts| parts > 1) {
             return Err(gguf.invalid(format!("this is one of {parts} parts of a model"), None, "join the parts into one file first"));
         }
         Ok(gguf)
