@@ -18,9 +18,9 @@ use crate::vision::ImageRows;
 use crate::{Result, RuntimeError};
 
 /// Most texts that may end a reply.
-const MAX_STOPS: usize = 64;
+pub(crate) const MAX_STOPS: usize = 64;
 /// Longest of them in bytes.
-const MAX_STOP_BYTES: usize = 1024;
+pub(crate) const MAX_STOP_BYTES: usize = 1024;
 
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use sphinx_quant::error::printable;
 use sphinx_quant::gguf::Gguf;
 use sphinx_targets::{KvType, Target};
 
@@ -69,8 +70,9 @@ impl<T: Target> Sphinx<T> {
             tracing::warn!("a context of {context} is more than the {} that the model was made for", params.context);
         }
         for name in &params.unused_tensors {
-            tracing::warn!("tensor \"{}\" is not used", sphinx_quant::error::printable(name));
+            tracing::warn!("tensor \"{}\" is not used", printable(name));
         }
+        warn_of_rest(source.language());
         let kv = options.kv.unwrap_or(if params.whole_precision { KvType::F32 } else { KvType::F16 });
         let tokenizer = Tokenizer::from_gguf(source.language())?;
         let decoder = Decoder::load(&target, source.language(), params)?;
@@ -143,6 +145,11 @@ impl<T: Target> Sphinx<T> {
             );
             return Err(RuntimeError::Invalid { file: file.path().to_owned(), what, remedy: "use two files that were converted together" });
         }
+        if let Some(expected) = self.params().image_rows.filter(|&n| n != vision.image_rows()) {
+            let what = format!("a picture becomes {} rows, the language file expects {expected}", vision.image_rows());
+            return Err(RuntimeError::Invalid { file: file.path().to_owned(), what, remedy: "use two files that were converted together" });
+        }
+        warn_of_rest(&file);
         Ok(self.vision.get_or_init(|| vision))
     }
 
@@ -171,5 +178,13 @@ impl<T: Target> Sphinx<T> {
         let prompt = self.tokenizer.encode_with_bos(&self.params().template.question(None, question));
         let request = Request { stop: &self.params().stop, ..Request::default() };
         self.session()?.generate(&prompt, image.as_ref(), &request, on_text)
+    }
+}
+
+/// Bytes behind the last tensor do no harm, but a model that has them is not what was converted.
+fn warn_of_rest(file: &Gguf) {
+    if file.trailing_bytes() > 0 {
+        let name = printable(&file.path().to_string_lossy());
+        tracing::warn!("{name}: {} bytes follow the last tensor", file.trailing_bytes());
     }
 }

@@ -225,6 +225,12 @@ impl Tokenizer {
         self.add_space_prefix
     }
 
+    /// The least number of ids that a text of so many bytes can have: to refuse one that is far too long unread.
+    pub fn fewest_ids(&self, text_bytes: usize) -> usize {
+        // Without byte pieces any stretch may be one unknown id. A piece is never shorter than the text it stands for.
+        if self.bytes.is_some() { text_bytes.div_ceil(self.longest_bytes.max(1)) } else { text_bytes.min(1) }
+    }
+
     /// The ids of `text`; nothing is added at the ends.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut out = Out { ids: Vec::with_capacity(text.len() / 3 + 4), unknown: false };
@@ -652,6 +658,19 @@ mod tests {
         assert!(Tokenizer::new(Vocabulary { bos: 1, ..v }).unwrap_err().contains("begin piece is 1"));
         assert!(Tokenizer::new(Vocabulary { scores: &[], ..v }).unwrap_err().contains("0 scores"));
         assert!(Tokenizer::new(Vocabulary { pieces: &[], ..v }).unwrap_err().contains("0 pieces"));
+    }
+
+    #[test]
+    fn the_fewest_ids_of_a_text() {
+        let t = tokenizer(&[("ab", 0.0, 1)], true).unwrap();
+        assert_eq!((t.fewest_ids(0), t.fewest_ids(1000)), (0, 1));
+        let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
+        let rows: Vec<(&str, f32, i32)> = bytes.iter().map(|b| (b.as_str(), 0.0, 6)).chain([("aaaa", 0.0, 1)]).collect();
+        let t = tokenizer(&rows, true).unwrap();
+        assert_eq!((t.fewest_ids(0), t.fewest_ids(9)), (0, 3));
+        for text in ["aaaaaaaaa", "a b", "\u{1F600}"] {
+            assert!(t.encode(text).len() >= t.fewest_ids(text.len()));
+        }
     }
 
     #[test]

@@ -112,15 +112,17 @@ impl<T: Target> Vision<T> {
     /// another shape than the metadata call for.
     pub fn load(target: &T, file: &Gguf) -> Result<Vision<T>> {
         let params = VisionParams::read(file)?;
-        let tensors = Tensors { target, file };
-        Ok(Vision {
+        let tensors = Tensors::new(target, file);
+        let vision = Vision {
             pair_id: file.str(&Half::Vision.key(keys::PAIR_ID))?.to_owned(),
             file: file.path().to_owned(),
             convnext: ConvNext::load(&tensors, &params.convnext)?,
             dino: DinoV2::load(&tensors, &params.dino, params.patches_across())?,
             bridge: Bridge::load(&tensors, &params)?,
             params,
-        })
+        };
+        tensors.all_asked()?;
+        Ok(vision)
     }
 
     /// Rows that a picture adds to a prompt.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sphinx_quant::gguf::write::{Plan, TensorPlan, Writer};
-use sphinx_quant::gguf::{Gguf, Value};
+use sphinx_quant::gguf::{Array, Gguf, Value};
 use sphinx_quant::{ErrorKind, GgmlType};
 use sphinx_runtime::vision::{ImageRows, VisionTimings};
 use sphinx_runtime::{FinishReason, Options, Request, RuntimeError, Sampling, Sphinx, Template};
@@ -349,6 +349,11 @@ fn hyper_parameters_out_of_range_are_named() {
         let mut edit = Edit::nano();
         edit.remove(&key);
         edit.refused(&[&key]);
+    }
+    for stops in [vec![String::new()], vec!["x".repeat(1025)], vec!["x".into(); 65]] {
+        let mut edit = Edit::nano();
+        edit.set("sphinx.stop", Value::Array(Array::Str(stops)));
+        edit.refused(&["sphinx.stop", "at most 64"]);
     }
     let single = [
         ("attention.head_count", Value::U32(3)),

@@ -298,12 +298,15 @@ fn metadata_out_of_range_are_refused_by_name() {
         (keys::DINO_PATCH, one(9)),
         (keys::DINO_EPS, Value::F32(f32::NAN)),
         (keys::DINO_MLP, Value::Str("relu".into())),
+        (keys::DINO_MLP, Value::Str("x".repeat(100_000))),
+        (keys::ENCODERS, strings(&["convnext"; 100_000])),
         (keys::DINO_MEAN, f32s(&[])),
         (keys::DINO_STD, f32s(&[-1.0, 1.0, 1.0])),
         (keys::PROJ_EPS, Value::F32(-1e-5)),
     ];
     for (key, value) in cases {
         let text = Model::five_views().with(key, value.clone()).refusal();
+        assert!(text.len() < 1000, "{key}: {} bytes of message", text.len());
         assert!(text.contains(&Half::Vision.key(key)), "{key} = {value:?}: {text}");
     }
     for i in 0..Model::five_views().metadata.len() {
@@ -328,6 +331,12 @@ fn tensors_must_have_the_shapes_that_metadata_call_for() {
     let (name, ..) = model.tensors.remove(count / 2);
     let text = model.refusal();
     assert!(text.contains(&name) && text.contains("missing"), "{text}");
+    // One that nothing asks for would be left out of the result.
+    let text = Model::five_views().with(keys::DINO_BLOCK_COUNT, Value::U32(1)).refusal();
+    assert!(text.contains("without this tensor: tensor \"v.dino.1."), "{text}");
+    let mut model = Model::five_views();
+    model.tensors.push(("a.stranger".into(), 1, 4));
+    Vision::load(&target(1), &model.open()).unwrap();
 }
 
 #[test]

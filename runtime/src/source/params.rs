@@ -9,6 +9,7 @@ use sphinx_quant::{GgmlType, QuantError, Tensor};
 
 use super::ARCHITECTURES;
 use crate::prompt::Template;
+use crate::session::{MAX_STOP_BYTES, MAX_STOPS};
 use crate::{Result, RuntimeError};
 
 const DAMAGED: &str = "the file is damaged or was made for something else; convert it again";
@@ -114,8 +115,10 @@ impl LanguageParams {
         }
         let template = template(file)?;
         let stop = match file.opt_str_array(&own(keys::STOP))? {
-            Some(stop) if stop.iter().any(String::is_empty) => {
-                return Err(file.invalid(format!("key \"{}\" holds an empty text", own(keys::STOP)), None, DAMAGED).into());
+            Some(stop) if stop.len() > MAX_STOPS || stop.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) => {
+                let what = format!("key \"{}\" holds {} texts", own(keys::STOP), stop.len());
+                let what = format!("{what}; expected at most {MAX_STOPS}, each of 1 to {MAX_STOP_BYTES} bytes");
+                return Err(file.invalid(what, None, DAMAGED).into());
             }
             Some(stop) => stop.to_vec(),
             None => vec![template.stop().to_owned()],

@@ -1,8 +1,11 @@
 //! What the vision half's metadata say about its encoders, every value checked before it sizes anything.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use sphinx_quant::Tensor;
+use sphinx_quant::error::printable;
 use sphinx_quant::gguf::{Gguf, keys, keys::Half};
 use sphinx_targets::{Activation, Linear, Target};
 
@@ -167,7 +170,7 @@ impl VisionParams {
             activation: match file.str(&key(keys::DINO_MLP))? {
                 "swiglu" => Activation::SiluGate,
                 "gelu" => Activation::Gelu,
-                other => return Err(r.bad(keys::DINO_MLP, format!("`{other}`"), "`swiglu` or `gelu`")),
+                other => return Err(r.bad(keys::DINO_MLP, format!("`{}`", printable(other)), "`swiglu` or `gelu`")),
             },
             mean: r.triple(keys::DINO_MEAN, false)?,
             std: r.triple(keys::DINO_STD, true)?,
@@ -196,7 +199,7 @@ impl VisionParams {
             pad_anchor: match file.str(&key(keys::PAD_ANCHOR))? {
                 "centre" => Anchor::Centre,
                 "top_left" => Anchor::TopLeft,
-                other => return Err(r.bad(keys::PAD_ANCHOR, format!("`{other}`"), "`centre` or `top_left`")),
+                other => return Err(r.bad(keys::PAD_ANCHOR, format!("`{}`", printable(other)), "`centre` or `top_left`")),
             },
             grid,
             encoders: r.encoders()?,
@@ -292,15 +295,16 @@ impl Reader<'_> {
 
     fn encoders(&self) -> Result<Vec<Encoder>> {
         let names = self.file.str_array(&key(keys::ENCODERS))?;
+        let shown = printable(&names.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", "));
         let known = |name: &String| match name.as_str() {
             "convnext" => Ok(Encoder::ConvNext),
             "dinov2" => Ok(Encoder::DinoV2),
-            _ => Err(self.bad(keys::ENCODERS, format!("{names:?}"), "`convnext` and `dinov2`, which this version runs")),
+            _ => Err(self.bad(keys::ENCODERS, &shown, "`convnext` and `dinov2`, which this version runs")),
         };
         let encoders = names.iter().map(known).collect::<Result<Vec<_>>>()?;
         match encoders[..] {
             [Encoder::ConvNext, Encoder::DinoV2] | [Encoder::DinoV2, Encoder::ConvNext] => Ok(encoders),
-            _ => Err(self.bad(keys::ENCODERS, format!("{names:?}"), "`convnext` and `dinov2`, once each")),
+            _ => Err(self.bad(keys::ENCODERS, &shown, "`convnext` and `dinov2`, once each")),
         }
     }
 }
@@ -322,12 +326,32 @@ impl<T: Target> Norm<T> {
 pub(super) struct Tensors<'a, T: Target> {
     pub(super) target: &'a T,
     pub(super) file: &'a Gguf,
+    /// Names that were asked for.
+    asked: RefCell<HashSet<&'a str>>,
 }
 
 impl<'a, T: Target> Tensors<'a, T> {
+    pub(super) fn new(target: &'a T, file: &'a Gguf) -> Self {
+        Tensors { target, file, asked: RefCell::default() }
+    }
+
+    /// Checks that everything in the file was asked for: what belongs to an encoder and is left out would change the result.
+    pub(super) fn all_asked(&self) -> Result<()> {
+        let asked = self.asked.borrow();
+        for tensor in self.file.tensors().iter().filter(|t| !asked.contains(t.name())) {
+            if tensor.name().starts_with("v.") {
+                let what = "the metadata describe a model without this tensor";
+                return Err(self.file.invalid(what, Some(tensor.name()), REMEDY).into());
+            }
+            tracing::warn!("tensor \"{}\" is not used", printable(tensor.name()));
+        }
+        Ok(())
+    }
+
     /// The tensor `name` of shape `[rows, cols]`, or `[cols]` when `rows` is 1.
     fn shaped(&self, name: &str, rows: usize, cols: usize) -> Result<&'a Tensor> {
         let tensor = self.file.tensor(name)?;
+        self.asked.borrow_mut().insert(tensor.name());
         if (tensor.rows(), tensor.cols()) != (rows, cols) {
             let what = format!("shape [{}, {}], expected [{rows}, {cols}] by the metadata", tensor.rows(), tensor.cols());
             return Err(self.file.invalid(what, Some(name), REMEDY).into());
