@@ -13,6 +13,7 @@ use crate::variant;
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckpointInfo {
     /// Where it is.
+    #[serde(serialize_with = "crate::report::lossy")]
     pub path: PathBuf,
     /// The type in `meta.json`.
     pub llama_type: Option<String>,

@@ -1,8 +1,8 @@
 //! What a conversion tells while it runs, and what it has done when it ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// Watches a long piece of work. Every method has an empty body: implement what you show.
 ///
@@ -67,6 +67,7 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize)]
 pub struct FileReport {
     /// Where it is.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
@@ -91,6 +92,11 @@ pub struct RowReport {
     pub bytes_in: u64,
     /// Bytes in the output, padding not counted.
     pub bytes_out: u64,
+}
+
+/// A path as JSON, which has no other text than Unicode: other bytes of a name become U+FFFD.
+pub(crate) fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 impl Report {

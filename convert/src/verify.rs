@@ -17,12 +17,13 @@ use crate::error::Result;
 use crate::pipeline::{self, Job, Limits, Sink, Slot, Source};
 use crate::quantize::pair_id;
 use crate::registry::Item;
-use crate::report::{Progress, Watched};
+use crate::report::{Progress, Watched, lossy};
 
 /// What [`verify`] found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verification {
     /// The file.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Whether nothing is wrong with it.
     pub ok: bool,
@@ -50,6 +51,7 @@ pub struct Verification {
 #[derive(Clone, Debug, Serialize)]
 pub struct OtherHalf {
     /// Where it is.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Its pair id.
     pub pair_id: String,

@@ -210,6 +210,24 @@ fn existing_outputs_are_refused_before_any_work() {
     assert_eq!(quantize(&q, &()).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(quantize(&QuantizeOptions { force: false, ..q }, &()).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(synth(&invention(&checkpoint), &()).unwrap_err().kind(), ErrorKind::Usage);
+    // What is no file is never replaced.
+    let folder = dir.path().join("folder.gguf");
+    std::fs::create_dir(&folder).unwrap();
+    let message = convert(&ConvertOptions { output: folder.clone(), force: true, ..o }, &()).unwrap_err();
+    assert!(message.kind() == ErrorKind::Usage && message.to_string().contains("no regular file"), "{message}");
+    assert!(folder.is_dir());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_unicode_are_reported() {
+    use std::os::unix::ffi::OsStrExt;
+    let (dir, checkpoint) = nano();
+    let output = dir.path().join(std::ffi::OsStr::from_bytes(b"m\xff.gguf"));
+    let report = convert(&options(&checkpoint, &output, "Q8_0", "Q8_0"), &()).unwrap();
+    assert!(serde_json::to_string(&report).unwrap().contains("m\u{fffd}.gguf"));
+    let v = verify(&output, None, &()).unwrap();
+    assert!(v.ok && serde_json::to_string(&v).unwrap().contains("mmproj-m\u{fffd}.gguf"));
 }
 
 #[test]

@@ -79,7 +79,8 @@ impl Archive {
 impl Drop for Archive {
     fn drop(&mut self) {
         if let Some(zip) = self.zip.take() {
-            drop(zip);
+            // Its own end would write the archive's, and complain on standard error where that fails.
+            std::mem::forget(zip);
             let _ = std::fs::remove_file(&self.partial);
         }
     }
