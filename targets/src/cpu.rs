@@ -79,8 +79,8 @@ impl CpuTarget {
     /// Finds the instruction set and starts the threads.
     ///
     /// # Errors
-    /// [`TargetError::Option`] when `SPHINX_ISA` is consulted and has an unknown value; [`TargetError::Device`] when a
-    /// thread does not start.
+    /// [`TargetError::Option`] when `SPHINX_ISA` is consulted and has an unknown value; [`TargetError::Threads`] when
+    /// one of them does not start.
     pub fn new(options: CpuOptions) -> Result<CpuTarget> {
         let cap = match options.isa {
             Some(isa) => Some(isa),
@@ -88,7 +88,7 @@ impl CpuTarget {
         };
         let kernels = Kernels::for_isa(Isa::best(cap));
         let threads = options.threads.unwrap_or_else(pool::default_threads).max(1);
-        let pool = Pool::new(threads).map_err(|e| TargetError::Device { device: "cpu".into(), what: format!("starting a thread: {e}") })?;
+        let pool = Pool::new(threads).map_err(|source| TargetError::Threads { count: threads, source })?;
         let target = CpuTarget {
             kernels,
             f32_activations: options.f32_activations,

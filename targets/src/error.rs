@@ -31,6 +31,14 @@ pub enum TargetError {
         /// What it said.
         what: String,
     },
+    /// The system started no more threads.
+    #[error("starting {count} threads: {source} — ask for fewer with --threads")]
+    Threads {
+        /// How many were wanted.
+        count: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A setting has a value it does not know.
     #[error("{name}={value} is not known — {remedy}")]
     Option {
@@ -57,6 +65,7 @@ impl TargetError {
         match self {
             TargetError::Shape { .. } | TargetError::Type { .. } => ErrorKind::Invalid,
             TargetError::Device { .. } => ErrorKind::Internal,
+            TargetError::Threads { .. } => ErrorKind::Io,
             TargetError::Option { .. } => ErrorKind::Usage,
             TargetError::Memory { .. } => ErrorKind::Budget,
         }
