@@ -87,6 +87,13 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Far more than any machine of today runs at once; every thread takes memory.
+const MOST_THREADS: usize = 1024;
+
+fn threads(text: &str) -> Result<usize, String> {
+    positive(text).and_then(|n| if n <= MOST_THREADS { Ok(n) } else { Err(format!("must be at most {MOST_THREADS}")) })
+}
+
 /// What every command that loads a model takes.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
@@ -99,7 +106,7 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: Device,
     /// Threads; default: the cores this process may use.
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
     /// Positions to keep room for; default: the model's.
     #[arg(long, value_parser = positive)]
@@ -182,7 +189,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
     /// Threads that quantise; default: the cores this process may use. The result does not depend on it.
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
     /// Show what would be written and how large it gets; reads no tensor and writes nothing.
     #[arg(long)]
@@ -219,7 +226,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
     /// Threads; default: the cores this process may use.
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
     /// Replace a file that exists.
     #[arg(long)]
@@ -445,7 +452,7 @@ pub struct SynthArgs {
     #[arg(short, long, value_name = "DIR|NAME.gguf")]
     pub output: PathBuf,
     /// Threads; the result does not depend on it.
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
     /// Replace files that exist.
     #[arg(long)]
