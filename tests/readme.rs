@@ -104,12 +104,13 @@ fn the_first_steps_work() {
     }
 }
 
-/// The example `ask`, which a whole `cargo test` has built beside this test, and which is built now if only this test was.
+/// The example `ask`. A whole `cargo test` has built it beside this test; it is built now if only this test was.
 fn ask() -> PathBuf {
     let this = std::env::current_exe().expect("this test");
     let profile = this.parent().and_then(Path::parent).expect("target/PROFILE/deps/readme");
     let example = profile.join("examples").join(format!("ask{}", std::env::consts::EXE_SUFFIX));
-    if !example.is_file() {
+    let written = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    if written(&example) < written(&root().join("examples/ask.rs")) {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--example", "ask", "--offline"]).current_dir(root());
         build.arg("--target-dir").arg(profile.parent().expect("target"));
