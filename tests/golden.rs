@@ -10,8 +10,8 @@ use std::path::Path;
 
 use sphinx_runtime::vision::{ImageRows, Picture, Recorder};
 use sphinx_runtime::{Options, Request, Sampling, Sphinx};
-use sphinx_targets::Target;
 use sphinx_targets::cpu::{CpuOptions, CpuTarget, Isa};
+use sphinx_targets::{KvType, Target};
 use support::{convert, cosines, every, fixture, max_abs, recorded, shared_case, widen};
 
 /// What a run of a case gives.
@@ -179,4 +179,20 @@ fn q6_k_computes_what_its_weights_say() {
 #[test]
 fn q5_k_m_computes_what_its_weights_say() {
     against_widened("light5", &fixture("light5"), "Q5_K_M");
+}
+
+#[test]
+fn an_eight_bit_cache_stays_close() {
+    let case = fixture("light5");
+    let want = recorded(&case.join("expected.safetensors"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = convert(&case.join("checkpoint"), folder.path(), "light5", "F32");
+    for (kv, bar) in [(KvType::F16, 0.999_999), (KvType::Q8_0, 0.9995)] {
+        let model = Sphinx::open(cpu(), &file, &Options { kv: Some(kv), ..Options::default() }).expect("the model opens");
+        let rows = model.encode(&picture(&case), &mut ()).expect("the picture encodes");
+        let tokens: Vec<u32> = want["tokens"].1.iter().map(|&t| t as u32).collect();
+        let logits = model.session().expect("a session").logits(&tokens, Some(&rows)).expect("logits");
+        let (least, _) = cosines(&logits, &want["logits"].1, model.params().vocabulary);
+        assert!(least >= bar, "{kv:?}: {least}");
+    }
 }
