@@ -6,8 +6,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use sphinx_runtime::vision::Picture;
-use sphinx_runtime::{Options, Sphinx};
+use sphinx_runtime::{Options, Picture, Sphinx};
 use sphinx_targets::cpu::{CpuOptions, CpuTarget};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -26,3 +26,4 @@ pub use session::{FinishReason, Reply, Request, Session, Timings};
 pub use source::LanguageParams;
 pub use sphinx::{Options, Sphinx};
 pub use tokenizer::Tokenizer;
+pub use vision::{ImageRows, Picture};
