@@ -363,11 +363,11 @@ impl Target for CandleTarget {
 
     fn add_table(&self, x: &mut CandleBuffer, table: &CandleVector) -> Result<()> {
         let tokens = whole_rows("add_table", table.len(), x.width())?;
-        require(tokens > 0, "add_table", || "an empty table".into())?;
+        let fits = tokens > 0 && x.rows.is_multiple_of(tokens);
+        require(fits, "add_table", || format!("a table of {tokens} rows to {}", x.rows))?;
         let table = table.tensor.reshape((tokens, x.width()))?;
         for first in (0..x.rows).step_by(tokens) {
-            let rows = tokens.min(x.rows - first);
-            let sum = (x.tensor.narrow(0, first, rows)? + table.narrow(0, 0, rows)?)?;
+            let sum = (x.tensor.narrow(0, first, tokens)? + &table)?;
             x.put(&sum, first, 0)?;
         }
         Ok(())

@@ -110,7 +110,8 @@ pub trait Target: Sized {
     /// A feed-forward part, then `after`. The hidden map is never held for more than a tile of rows.
     fn mlp(&self, x: &Self::Buffer, mlp: &Mlp<Self>, after: After<'_, Self::Vector>, out: &mut Self::Buffer) -> Result<()>;
 
-    /// `x[r] += table[r mod tokens]`, `table` being `[tokens, width]`: position embeddings over a batch.
+    /// `x[r] += table[r mod tokens]`, `table` being `[tokens, width]`: position embeddings over a whole batch, so the
+    /// rows of `x` are a multiple of `tokens`.
     fn add_table(&self, x: &mut Self::Buffer, table: &Self::Vector) -> Result<()>;
 
     /// Full, unmasked attention of each picture of a batch: `softmax(q kᵀ / sqrt(head_dim)) v`.

@@ -120,7 +120,8 @@ fn key_at(p: usize, c: usize, head_dim: usize) -> usize {
 
 /// 8-bit codes of 32 numbers with a half-precision scale; returns the scale's bits.
 fn code(x: &[f32], mut put: impl FnMut(usize, i8)) -> u16 {
-    let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    // `max` passes over NaN, and a fault must not become a quiet 0.
+    let largest = if x.iter().any(|v| v.is_nan()) { f32::NAN } else { x.iter().fold(0f32, |m, v| m.max(v.abs())) };
     let d = largest / 127.0;
     let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
     for (i, &v) in x.iter().enumerate() {
@@ -370,4 +371,20 @@ impl CpuTarget {
 fn divide(x: &[f32], sum: f32, out: &mut [f32]) {
     let inverse = 1.0 / sum;
     out.iter_mut().zip(x).for_each(|(out, x)| *out = x * inverse);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_in_an_eight_bit_cache_shows() {
+        let mut x = [0.5f32; 32];
+        let scale = |x: &[f32]| f16::from_bits(code(x, |_, _| ()));
+        assert_eq!(scale(&x), f16::from_f32(0.5 / 127.0));
+        x[3] = f32::NAN;
+        assert!(scale(&x).is_nan());
+        x[3] = f32::INFINITY;
+        assert!(scale(&x).is_infinite());
+    }
 }
