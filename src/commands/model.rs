@@ -21,8 +21,7 @@ pub fn open<T: Target>(target: T, args: &ModelArgs) -> Result<Sphinx<T>> {
     });
     let options = Options { mmproj: args.mmproj.clone(), context: args.context, kv, chunk: args.chunk };
     let model = Sphinx::open(target, &args.model, &options)?;
-    tracing::info!("{}", model.target().name());
-    tracing::info!("loaded in {}, context {}, cache {:?}", table::seconds(model.load_s()), model.context(), model.kv());
+    tracing::info!("context {}, cache {:?}", model.context(), model.kv());
     Ok(model)
 }
 
