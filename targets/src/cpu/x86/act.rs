@@ -1,6 +1,7 @@
 //! Activation functions, in place: AVX2 and AVX-512.
 //!
-//! Siblings of `portable/act.rs`, with polynomials for `exp` and `erfc` whose relative errors stay below 1e-6.
+//! Siblings of `portable/act.rs`, with polynomials for `exp` and `erfc` of relative errors below 1e-6; gelu's far tail
+//! (below about −5), where its value is next to nothing, is less exact than that.
 
 /// `erfc(z) = t · exp(−z² + P(t))` with `t = 1 / (1 + z/2)`: the coefficients of P, the highest first.
 ///
