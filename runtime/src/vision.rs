@@ -70,6 +70,13 @@ pub struct VisionTimings {
     pub project_s: f64,
 }
 
+impl VisionTimings {
+    /// All parts together.
+    pub fn total_s(&self) -> f64 {
+        self.preprocess_s + self.convnext_s + self.dinov2_s + self.project_s
+    }
+}
+
 /// Somebody who wants to see what is computed on the way.
 pub trait Observe {
     /// Whether stage `stage` is of interest; what is not is not even read from the device.

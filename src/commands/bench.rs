@@ -77,7 +77,7 @@ struct Run {
 
 impl Run {
     fn image_s(&self) -> f64 {
-        self.image.map_or(0.0, |(t, _)| t.preprocess_s + t.convnext_s + t.dinov2_s + t.project_s)
+        self.image.map_or(0.0, |(t, _)| t.total_s())
     }
 }
 

@@ -101,7 +101,7 @@ pub fn memory_json() -> Value {
 /// Timings of a whole answer as JSON.
 pub fn timings_json(load_s: f64, image: Option<&ImageRows>, reply: &Reply) -> Value {
     let t = &reply.timings;
-    let encode_s = image.map(|i| i.timings.preprocess_s + i.timings.convnext_s + i.timings.dinov2_s + i.timings.project_s);
+    let encode_s = image.map(|i| i.timings.total_s());
     json!({
         "load_s": load_s, "image": image.map(|i| i.timings), "encode_s": encode_s, "prefill_s": t.prefill_s,
         "prefill_positions": t.prefill_positions, "first_token_s": t.first_token_s + encode_s.unwrap_or(0.0),
