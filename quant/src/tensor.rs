@@ -82,7 +82,9 @@ impl Tensor {
         let rows = dims.iter().skip(1).try_fold(1usize, |a, &b| a.checked_mul(b))?;
         let want = ty.row_bytes(*dims.first()?)?.checked_mul(rows)?;
         let slice = bytes.as_slice().get(range.clone())?;
-        if slice.len() != want || !(slice.as_ptr() as usize).is_multiple_of(4) {
+        // Blocks hold half-precision scales, so that even addresses do; an expert of a stack may begin at any.
+        let align = if ty == GgmlType::F32 { 4 } else { 2 };
+        if slice.len() != want || !(slice.as_ptr() as usize).is_multiple_of(align) {
             return None;
         }
         Some(Tensor { name: name.into(), ty, dims: dims.to_vec(), bytes, range })
@@ -144,6 +146,19 @@ impl Tensor {
         &self.bytes()[row * n..(row + 1) * n]
     }
 
+    /// Rows `rows` as a tensor of their own, `[cols, rows]` whatever the shape of the whole: one expert of a stack. It keeps
+    /// the name; [`backing`](Tensor::backing) tells parts apart. `None` when the rows are not all there.
+    pub fn part(&self, rows: Range<usize>) -> Option<Tensor> {
+        if rows.start > rows.end || rows.end > self.rows() {
+            return None;
+        }
+        let (first, n) = (self.range.start, self.row_bytes());
+        let dims = [self.cols(), rows.len()];
+        let mut part = Tensor::new("", self.ty, &dims, self.bytes.clone(), first + rows.start * n..first + rows.end * n)?;
+        part.name = self.name.clone();
+        Some(part)
+    }
+
     /// Its bytes as blocks of type `B`, or numbers. The caller names the block type that [`ty`](Tensor::ty) calls for.
     ///
     /// # Panics
@@ -155,5 +170,21 @@ impl Tensor {
     /// The bytes that back it, and where in them it lies.
     pub fn backing(&self) -> (&Arc<Bytes>, Range<usize>) {
         (&self.bytes, self.range.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_rows_they_say() {
+        let data: Vec<u8> = (0..2 * 3 * 34u32).map(|i| i as u8).collect();
+        let stack = Tensor::owned("blk.0.ffn_up_exps.weight", GgmlType::Q8_0, &[32, 3, 2], &data).unwrap();
+        let second = stack.part(3..6).unwrap();
+        assert_eq!((second.name(), second.dims(), second.rows()), (stack.name(), [32, 3].as_slice(), 3));
+        assert_eq!(second.bytes(), &data[102..]);
+        assert_eq!(second.backing().1, 102..204);
+        assert!(stack.part(4..7).is_none() && stack.part(6..6).is_some_and(|t| t.is_empty()));
     }
 }

@@ -121,6 +121,8 @@ pub const TEMPLATE: &str = "template";
 pub const STOP: &str = "stop";
 /// u32: `max_seq_len` of the checkpoint's config.json.
 pub const CONFIG_MAX_SEQ_LEN: &str = "config_max_seq_len";
+/// u32: id of the piece that is the NUL character, which stands under another text in the token list.
+pub const NUL_PIECE: &str = "nul_piece_id";
 
 // Ours, vision half only. u32 unless said. These describe the layout in whole: the runtime never looks at the type's name.
 
@@ -138,7 +140,7 @@ pub const PAD_RGB: &str = "pad.rgb";
 pub const PAD_ANCHOR: &str = "pad.anchor";
 /// Sub-images per side; 0 for the global view only.
 pub const GRID: &str = "grid";
-/// str array: encoders in the order in which their features are concatenated (`convnext`, `dinov2`).
+/// str array: encoders in the order in which their features are concatenated (`clip`, `convnext`, `dinov2`).
 pub const ENCODERS: &str = "encoders";
 /// Side of a ViT input.
 pub const VIT_INPUT: &str = "vit.input";
@@ -174,3 +176,58 @@ pub const DINO_MEAN: &str = "dinov2.image.mean";
 pub const DINO_STD: &str = "dinov2.image.std";
 /// f32: epsilon of the projection's LayerNorm.
 pub const PROJ_EPS: &str = "projector.layer_norm_epsilon";
+/// str array: what the rows of a view are, in order: `qformer` (one row per query), `features` (a class row and one per patch).
+/// `["features"]` when absent.
+pub const VIEW_ROWS: &str = "view.rows";
+/// bool: whether the patch rows of sub-images are averaged over 2×2 neighbourhoods before the projection; false when absent.
+pub const VIEW_POOL_PARTS: &str = "view.pool_parts";
+/// bool: whether a view stands between a start row and an end row; true when absent.
+pub const VIEW_TAGGED: &str = "view.tagged";
+/// str: `pad_resize` or `resize_pad`, which of the two comes first; `pad_resize` when absent.
+pub const PAD_ORDER: &str = "pad.order";
+/// bool: whether an empty sub-image is not encoded and learned rows stand for it; false when absent.
+pub const SKIP_ENABLED: &str = "skip.enabled";
+/// Rows that stand for an empty sub-image; 1 when absent.
+pub const SKIP_TOKENS: &str = "skip.tokens";
+/// bool: whether these stand between a start row and an end row; false when absent.
+pub const SKIP_TAGGED: &str = "skip.tagged";
+/// Blocks of CLIP's visual tower.
+pub const CLIP_BLOCK_COUNT: &str = "clip.block_count";
+/// Width of CLIP's visual tower.
+pub const CLIP_EMBEDDING_LENGTH: &str = "clip.embedding_length";
+/// Hidden width of its MLP.
+pub const CLIP_FEED_FORWARD_LENGTH: &str = "clip.feed_forward_length";
+/// Heads of CLIP's visual tower.
+pub const CLIP_HEAD_COUNT: &str = "clip.attention.head_count";
+/// f32.
+pub const CLIP_EPS: &str = "clip.layer_norm_epsilon";
+/// Side of a patch.
+pub const CLIP_PATCH: &str = "clip.patch_size";
+/// Blocks of the EVA tower that the Q-Former looks at.
+pub const EVA_BLOCK_COUNT: &str = "eva.block_count";
+/// Width of the EVA tower that the Q-Former looks at.
+pub const EVA_EMBEDDING_LENGTH: &str = "eva.embedding_length";
+/// Hidden width of its MLP.
+pub const EVA_FEED_FORWARD_LENGTH: &str = "eva.feed_forward_length";
+/// Heads of the EVA tower that the Q-Former looks at.
+pub const EVA_HEAD_COUNT: &str = "eva.attention.head_count";
+/// f32.
+pub const EVA_EPS: &str = "eva.layer_norm_epsilon";
+/// Side of a patch.
+pub const EVA_PATCH: &str = "eva.patch_size";
+/// Blocks of the Q-Former.
+pub const QF_BLOCK_COUNT: &str = "qformer.block_count";
+/// Width of the Q-Former.
+pub const QF_EMBEDDING_LENGTH: &str = "qformer.embedding_length";
+/// Hidden width of its MLP.
+pub const QF_FEED_FORWARD_LENGTH: &str = "qformer.feed_forward_length";
+/// Heads of the Q-Former.
+pub const QF_HEAD_COUNT: &str = "qformer.attention.head_count";
+/// f32.
+pub const QF_EPS: &str = "qformer.layer_norm_epsilon";
+/// bool: whether CLIP's MLP uses QuickGELU, as its training did, rather than GELU, as the public inference code does.
+pub const CLIP_QUICK_GELU: &str = "clip.use_quick_gelu";
+/// Learned queries of the Q-Former.
+pub const QF_QUERIES: &str = "qformer.query_count";
+/// Layer 0 and every layer that is a multiple of this look at the EVA tower's rows.
+pub const QF_CROSS_EVERY: &str = "qformer.cross_attention_frequency";

@@ -165,3 +165,149 @@ pub const PROJ_NORM_B: &str = "v.proj_norm.bias";
 pub const START_IMG: &str = "v.start_img";
 /// Learned row after every view `[dim]`.
 pub const END_IMG: &str = "v.end_img";
+
+/// CLIP patch embedding `[width, 3·14·14]`, channel-major inside the patch; it has no bias.
+pub const CLIP_PATCH_W: &str = "v.clip.patch.weight";
+/// Class token `[width]`.
+pub const CLIP_CLS: &str = "v.clip.cls";
+/// Position table `[1 + grid², width]`, class row first.
+pub const CLIP_POS: &str = "v.clip.pos";
+/// LayerNorm in front of the first block.
+pub const CLIP_PRE_NORM_W: &str = "v.clip.pre_norm.weight";
+/// LayerNorm in front of the first block, bias.
+pub const CLIP_PRE_NORM_B: &str = "v.clip.pre_norm.bias";
+/// First LayerNorm of block `{i}`.
+pub const CLIP_NORM1_W: &str = "v.clip.{i}.norm1.weight";
+/// First LayerNorm of block `{i}`, bias.
+pub const CLIP_NORM1_B: &str = "v.clip.{i}.norm1.bias";
+/// Packed q, k, v `[3·width, width]`.
+pub const CLIP_QKV_W: &str = "v.clip.{i}.qkv.weight";
+/// Packed q, k, v `[3·width, width]`, bias.
+pub const CLIP_QKV_B: &str = "v.clip.{i}.qkv.bias";
+/// Output projection of attention `[width, width]`.
+pub const CLIP_PROJ_W: &str = "v.clip.{i}.proj.weight";
+/// Output projection of attention `[width, width]`, bias.
+pub const CLIP_PROJ_B: &str = "v.clip.{i}.proj.bias";
+/// Second LayerNorm of block `{i}`.
+pub const CLIP_NORM2_W: &str = "v.clip.{i}.norm2.weight";
+/// Second LayerNorm of block `{i}`, bias.
+pub const CLIP_NORM2_B: &str = "v.clip.{i}.norm2.bias";
+/// First linear of the MLP `[hidden, width]`.
+pub const CLIP_FC1_W: &str = "v.clip.{i}.fc1.weight";
+/// First linear of the MLP `[hidden, width]`, bias.
+pub const CLIP_FC1_B: &str = "v.clip.{i}.fc1.bias";
+/// Second linear of the MLP `[width, hidden]`.
+pub const CLIP_FC2_W: &str = "v.clip.{i}.fc2.weight";
+/// Second linear of the MLP `[width, hidden]`, bias.
+pub const CLIP_FC2_B: &str = "v.clip.{i}.fc2.bias";
+/// LayerNorm over all tokens at the end.
+pub const CLIP_NORM_W: &str = "v.clip.norm.weight";
+/// LayerNorm over all tokens at the end, bias.
+pub const CLIP_NORM_B: &str = "v.clip.norm.bias";
+
+/// EVA patch embedding `[width, 3·14·14]`, channel-major inside the patch.
+pub const EVA_PATCH_W: &str = "v.eva.patch.weight";
+/// EVA patch embedding, bias.
+pub const EVA_PATCH_B: &str = "v.eva.patch.bias";
+/// Class token `[width]`.
+pub const EVA_CLS: &str = "v.eva.cls";
+/// Position table `[1 + grid², width]`, class row first.
+pub const EVA_POS: &str = "v.eva.pos";
+/// First LayerNorm of block `{i}`.
+pub const EVA_NORM1_W: &str = "v.eva.{i}.norm1.weight";
+/// First LayerNorm of block `{i}`, bias.
+pub const EVA_NORM1_B: &str = "v.eva.{i}.norm1.bias";
+/// Packed q, k, v `[3·width, width]`.
+pub const EVA_QKV_W: &str = "v.eva.{i}.qkv.weight";
+/// Packed q, k, v `[3·width, width]`, bias.
+pub const EVA_QKV_B: &str = "v.eva.{i}.qkv.bias";
+/// Output projection of attention `[width, width]`.
+pub const EVA_PROJ_W: &str = "v.eva.{i}.proj.weight";
+/// Output projection of attention `[width, width]`, bias.
+pub const EVA_PROJ_B: &str = "v.eva.{i}.proj.bias";
+/// Second LayerNorm of block `{i}`.
+pub const EVA_NORM2_W: &str = "v.eva.{i}.norm2.weight";
+/// Second LayerNorm of block `{i}`, bias.
+pub const EVA_NORM2_B: &str = "v.eva.{i}.norm2.bias";
+/// First linear of the MLP `[hidden, width]`.
+pub const EVA_FC1_W: &str = "v.eva.{i}.fc1.weight";
+/// First linear of the MLP `[hidden, width]`, bias.
+pub const EVA_FC1_B: &str = "v.eva.{i}.fc1.bias";
+/// Second linear of the MLP `[width, hidden]`.
+pub const EVA_FC2_W: &str = "v.eva.{i}.fc2.weight";
+/// Second linear of the MLP `[width, hidden]`, bias.
+pub const EVA_FC2_B: &str = "v.eva.{i}.fc2.bias";
+/// LayerNorm over all tokens at the end.
+pub const EVA_NORM_W: &str = "v.eva.norm.weight";
+/// LayerNorm over all tokens at the end, bias.
+pub const EVA_NORM_B: &str = "v.eva.norm.bias";
+
+/// Learned queries of the Q-Former `[queries, width]`.
+pub const QF_QUERY: &str = "v.qf.query";
+/// LayerNorm of the queries.
+pub const QF_EMBD_NORM_W: &str = "v.qf.embd_norm.weight";
+/// LayerNorm of the queries, bias.
+pub const QF_EMBD_NORM_B: &str = "v.qf.embd_norm.bias";
+/// Query projection of self-attention in layer `{i}` `[width, width]`.
+pub const QF_Q_W: &str = "v.qf.{i}.q.weight";
+/// Query projection of self-attention in layer `{i}` `[width, width]`, bias.
+pub const QF_Q_B: &str = "v.qf.{i}.q.bias";
+/// Key projection of self-attention in layer `{i}` `[width, width]`.
+pub const QF_K_W: &str = "v.qf.{i}.k.weight";
+/// Key projection of self-attention in layer `{i}` `[width, width]`, bias.
+pub const QF_K_B: &str = "v.qf.{i}.k.bias";
+/// Value projection of self-attention in layer `{i}` `[width, width]`.
+pub const QF_V_W: &str = "v.qf.{i}.v.weight";
+/// Value projection of self-attention in layer `{i}` `[width, width]`, bias.
+pub const QF_V_B: &str = "v.qf.{i}.v.bias";
+/// Output projection of self-attention.
+pub const QF_PROJ_W: &str = "v.qf.{i}.proj.weight";
+/// Output projection of self-attention, bias.
+pub const QF_PROJ_B: &str = "v.qf.{i}.proj.bias";
+/// LayerNorm after self-attention.
+pub const QF_NORM_W: &str = "v.qf.{i}.norm.weight";
+/// LayerNorm after self-attention, bias.
+pub const QF_NORM_B: &str = "v.qf.{i}.norm.bias";
+/// Query projection of cross-attention `[width, width]`, in every other layer.
+pub const QF_CROSS_Q_W: &str = "v.qf.{i}.cross_q.weight";
+/// Query projection of cross-attention `[width, width]`, in every other layer, bias.
+pub const QF_CROSS_Q_B: &str = "v.qf.{i}.cross_q.bias";
+/// Key projection of cross-attention `[width, EVA width]`.
+pub const QF_CROSS_K_W: &str = "v.qf.{i}.cross_k.weight";
+/// Key projection of cross-attention `[width, EVA width]`, bias.
+pub const QF_CROSS_K_B: &str = "v.qf.{i}.cross_k.bias";
+/// Value projection of cross-attention `[width, EVA width]`.
+pub const QF_CROSS_V_W: &str = "v.qf.{i}.cross_v.weight";
+/// Value projection of cross-attention `[width, EVA width]`, bias.
+pub const QF_CROSS_V_B: &str = "v.qf.{i}.cross_v.bias";
+/// Output projection of cross-attention.
+pub const QF_CROSS_PROJ_W: &str = "v.qf.{i}.cross_proj.weight";
+/// Output projection of cross-attention, bias.
+pub const QF_CROSS_PROJ_B: &str = "v.qf.{i}.cross_proj.bias";
+/// LayerNorm after cross-attention.
+pub const QF_CROSS_NORM_W: &str = "v.qf.{i}.cross_norm.weight";
+/// LayerNorm after cross-attention, bias.
+pub const QF_CROSS_NORM_B: &str = "v.qf.{i}.cross_norm.bias";
+/// First linear of the feed-forward part `[hidden, width]`.
+pub const QF_FC1_W: &str = "v.qf.{i}.fc1.weight";
+/// First linear of the feed-forward part `[hidden, width]`, bias.
+pub const QF_FC1_B: &str = "v.qf.{i}.fc1.bias";
+/// Second linear of the feed-forward part `[width, hidden]`.
+pub const QF_FC2_W: &str = "v.qf.{i}.fc2.weight";
+/// Second linear of the feed-forward part `[width, hidden]`, bias.
+pub const QF_FC2_B: &str = "v.qf.{i}.fc2.bias";
+/// LayerNorm after the feed-forward part.
+pub const QF_FFN_NORM_W: &str = "v.qf.{i}.ffn_norm.weight";
+/// LayerNorm after the feed-forward part, bias.
+pub const QF_FFN_NORM_B: &str = "v.qf.{i}.ffn_norm.bias";
+
+/// Projection of the Q-Former's rows `[dim, Q-Former width]`.
+pub const QPROJ_W: &str = "v.qproj.weight";
+/// Projection of the Q-Former's rows `[dim, Q-Former width]`, bias.
+pub const QPROJ_B: &str = "v.qproj.bias";
+/// LayerNorm after the projection of the Q-Former's rows.
+pub const QPROJ_NORM_W: &str = "v.qproj_norm.weight";
+/// LayerNorm after the projection of the Q-Former's rows, bias.
+pub const QPROJ_NORM_B: &str = "v.qproj_norm.bias";
+/// Learned rows that stand for an empty sub-image: `[tokens, dim]`, or `[sub-images · tokens, dim]`, one set per place.
+pub const SKIP_TOKEN: &str = "v.skip_token";
