@@ -34,6 +34,8 @@ impl Half {
 
 /// Architecture of the vision half.
 pub const ARCH_VISION: &str = "sphinx-vision";
+/// Architecture of a language half whose stacks of experts are cut into runs: for this runtime only.
+pub const ARCH_SPLIT: &str = "sphinx-llama";
 
 /// str.
 pub const ARCHITECTURE: &str = "general.architecture";

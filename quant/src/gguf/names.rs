@@ -63,6 +63,14 @@ pub const FFN_UP_EXPS: &str = "blk.{i}.ffn_up_exps.weight";
 /// Down projections of all experts `[experts, dim, hidden]`.
 pub const FFN_DOWN_EXPS: &str = "blk.{i}.ffn_down_exps.weight";
 
+/// Gate projections of a run of experts, the first being `{j}`: `[experts of the run, hidden, dim]`. A recipe that gives experts
+/// of one layer different formats cuts the stack into such runs; stock tools do not read them.
+pub const FFN_GATE_EXPS_FROM: &str = "blk.{i}.ffn_gate_exps.{j}.weight";
+/// Up projections of a run of experts, the first being `{j}`.
+pub const FFN_UP_EXPS_FROM: &str = "blk.{i}.ffn_up_exps.{j}.weight";
+/// Down projections of a run of experts, the first being `{j}`: `[experts of the run, dim, hidden]`.
+pub const FFN_DOWN_EXPS_FROM: &str = "blk.{i}.ffn_down_exps.{j}.weight";
+
 // The vision half: names of ours. Matrices are [out, in]; convolutions are stored as the matrix that a patch multiplies.
 
 /// ConvNeXt stem, a 4×4 patch `[width, 3·4·4]`, channel-major inside the patch.
