@@ -25,15 +25,36 @@
 //!
 //! ```toml
 //! base = "Q4_K_M"
+//! vision_base = "Q8_0"                # of the vision half; optional, the base when it is not there
 //!
 //! [[rule]]
 //! pattern = "blk.*.ffn_down.weight"   # a glob over tensor names
 //! type = "Q6_K"
 //! layers = "0-7,31"                   # optional
+//!
+//! [[rule]]
+//! tower = "dinov2"
+//! type = "Q6_K"
+//!
+//! [[rule]]
+//! pattern = "blk.*_exps.weight"
+//! experts = "0-3,6"
+//! type = "Q8_0"
 //! ```
+//!
+//! | key of a rule | what it fits |
+//! |---|---|
+//! | `pattern` | names that the glob matches; stacks of experts under the name of the whole, `blk.*.ffn_up_exps.weight` |
+//! | `tower` | one part of the model: `language`, `convnext`, `dinov2`, `clip`, `eva`, `qformer` or `bridge` ([`Tower`]) |
+//! | `layers` | layers, blocks or stages of these numbers |
+//! | `experts` | these experts of a stack, and nothing that is no stack |
+//! | `type` | a block format, which is what the rule gives |
+//!
+//! A rule has a `pattern` or a `tower` or both, and fits where all its keys do. Where experts of one stack get different
+//! formats the stack is cut into runs of equal format ([`Recipe::cut`]); such a file is for this runtime only.
 
 use std::io::{self, Read};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use globset::{Glob, GlobMatcher};
@@ -41,7 +62,66 @@ use serde::Deserialize;
 
 use crate::GgmlType;
 use crate::error::{QuantError, Result, one_line, printable};
+use crate::gguf::keys::Half;
 use crate::gguf::names;
+
+/// The parts of a model that a recipe tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tower {
+    /// The language model.
+    Language,
+    /// ConvNeXt.
+    Convnext,
+    /// DINOv2.
+    Dinov2,
+    /// CLIP's visual tower.
+    Clip,
+    /// The EVA tower that the Q-Former looks at.
+    Eva,
+    /// The Q-Former.
+    Qformer,
+    /// Projections into the language model, image tags, skip rows.
+    Bridge,
+}
+
+/// Every tower, under the name that a recipe file calls it.
+const TOWERS: [(&str, Tower); 7] = [
+    ("language", Tower::Language),
+    ("convnext", Tower::Convnext),
+    ("dinov2", Tower::Dinov2),
+    ("clip", Tower::Clip),
+    ("eva", Tower::Eva),
+    ("qformer", Tower::Qformer),
+    ("bridge", Tower::Bridge),
+];
+
+impl Tower {
+    /// Every tower.
+    pub const ALL: [Tower; 7] = [Tower::Language, Tower::Convnext, Tower::Dinov2, Tower::Clip, Tower::Eva, Tower::Qformer, Tower::Bridge];
+
+    /// The tower that the tensor called `name` in a GGUF file belongs to.
+    pub fn of(name: &str) -> Tower {
+        let Some(rest) = name.strip_prefix("v.") else { return Tower::Language };
+        match rest.split('.').next() {
+            Some("cnx") => Tower::Convnext,
+            Some("dino") => Tower::Dinov2,
+            Some("clip") => Tower::Clip,
+            Some("eva") => Tower::Eva,
+            Some("qf") => Tower::Qformer,
+            _ => Tower::Bridge,
+        }
+    }
+
+    /// What a recipe file calls it.
+    pub fn name(self) -> &'static str {
+        TOWERS[self as usize].0
+    }
+
+    /// The half of a model it is in.
+    pub fn half(self) -> Half {
+        if self == Tower::Language { Half::Language } else { Half::Vision }
+    }
+}
 
 /// What a tensor does in the model, as far as its format depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,20 +247,31 @@ fn more_bits(layer: usize, layers: usize) -> bool {
     layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
 }
 
+/// Numbers as a recipe lists them.
+type Numbers = Vec<RangeInclusive<usize>>;
+
 #[derive(Clone, Debug)]
 struct Rule {
-    pattern: GlobMatcher,
+    /// `None`: every name.
+    pattern: Option<GlobMatcher>,
+    /// `None`: every tower.
+    tower: Option<Tower>,
     ty: GgmlType,
     /// `None`: all layers, and tensors outside of layers.
-    layers: Option<Vec<RangeInclusive<usize>>>,
+    layers: Option<Numbers>,
+    /// `None`: all experts, and what is no stack of them.
+    experts: Option<Numbers>,
 }
 
 impl Rule {
-    fn fits(&self, p: &Place) -> bool {
-        let layer = |l: &Vec<RangeInclusive<usize>>| {
-            p.name.split('.').any(|part| part.parse::<usize>().is_ok()) && l.iter().any(|r| r.contains(&p.layer))
-        };
-        self.pattern.is_match(p.name) && self.layers.as_ref().is_none_or(layer)
+    /// Whether it decides over `p`, or over expert `expert` of the stack `p`.
+    fn fits(&self, p: &Place, expert: Option<usize>) -> bool {
+        let among = |numbers: &Numbers, n: usize| numbers.iter().any(|r| r.contains(&n));
+        let layer = |l: &Numbers| p.name.split('.').any(|part| part.parse::<usize>().is_ok()) && among(l, p.layer);
+        self.pattern.as_ref().is_none_or(|g| g.is_match(p.name))
+            && self.tower.is_none_or(|t| t == Tower::of(p.name))
+            && self.layers.as_ref().is_none_or(layer)
+            && self.experts.as_ref().is_none_or(|e| expert.is_some_and(|n| among(e, n)))
     }
 }
 
@@ -189,6 +280,8 @@ impl Rule {
 pub struct Recipe {
     name: String,
     mix: Mix,
+    /// That of the vision half, if another.
+    vision: Option<Mix>,
     experts: usize,
     rules: Vec<Rule>,
 }
@@ -198,6 +291,7 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 struct RecipeFile {
     base: String,
+    vision_base: Option<String>,
     #[serde(default)]
     rule: Vec<RuleFile>,
 }
@@ -205,10 +299,20 @@ struct RecipeFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleFile {
-    pattern: String,
+    pattern: Option<String>,
+    tower: Option<String>,
     #[serde(rename = "type")]
     ty: String,
     layers: Option<String>,
+    experts: Option<String>,
+}
+
+impl RuleFile {
+    /// What a message calls it.
+    fn shown(&self) -> String {
+        let part = |key: &str, text: &Option<String>| text.as_ref().map(|t| format!("{key} \"{}\"", printable(t)));
+        part("pattern", &self.pattern).or_else(|| part("tower", &self.tower)).unwrap_or_else(|| "no pattern".into())
+    }
 }
 
 /// Longest recipe file, in bytes.
@@ -217,7 +321,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 impl Recipe {
     /// The recipe called `name`, in any case.
     pub fn named(name: &str) -> Option<Recipe> {
-        Mix::named(name).map(|mix| Recipe { name: NAMES[mix as usize].into(), mix, experts: 0, rules: Vec::new() })
+        Mix::named(name).map(|mix| Recipe { name: NAMES[mix as usize].into(), mix, vision: None, experts: 0, rules: Vec::new() })
     }
 
     /// The names that [`named`](Recipe::named) knows, most precise first.
@@ -256,16 +360,15 @@ impl Recipe {
             let at = line.map_or(String::new(), |n| format!("line {n}: "));
             bad(name, format!("{at}{}", one_line(e.message())))
         })?;
-        let mix = Mix::named(&file.base).ok_or_else(|| {
-            let base = printable(&file.base);
-            bad(name, format!("base = \"{base}\" is no recipe; there are {}", NAMES.join(", ")))
-        })?;
-        let rules = file
-            .rule
-            .iter()
-            .enumerate()
-            .map(|(i, r)| rule(r).map_err(|what| bad(name, format!("rule {} (pattern \"{}\"): {what}", i + 1, printable(&r.pattern)))));
-        Ok(Recipe { name: printable(name), mix, experts: 0, rules: rules.collect::<Result<_>>()? })
+        let mix = |key: &str, text: &str| {
+            let no = || bad(name, format!("{key} = \"{}\" is no recipe; there are {}", printable(text), NAMES.join(", ")));
+            Mix::named(text).ok_or_else(no)
+        };
+        let base = mix("base", &file.base)?;
+        let vision = file.vision_base.as_deref().map(|text| mix("vision_base", text)).transpose()?;
+        let made = |(i, r): (usize, &RuleFile)| rule(r).map_err(|what| bad(name, format!("rule {} ({}): {what}", i + 1, r.shown())));
+        let rules = file.rule.iter().enumerate().map(made).collect::<Result<_>>()?;
+        Ok(Recipe { name: printable(name), mix: base, vision, experts: 0, rules })
     }
 
     /// The same recipe for a mixture of `experts` experts.
@@ -279,18 +382,48 @@ impl Recipe {
         &self.name
     }
 
+    /// The same recipe with the base of `half`, for a file that is this half; what it chooses does not depend on it.
+    pub fn for_half(mut self, half: Half) -> Recipe {
+        if let (Half::Vision, Some(mix)) = (half, self.vision) {
+            self.mix = mix;
+        }
+        self
+    }
+
     /// llama.cpp's number for it, `general.file_type`; that of its base for a recipe from a file.
     pub fn file_type(&self) -> u32 {
         self.mix.file_type()
     }
 
-    /// The format for a tensor; always one whose block divides its rows.
+    /// The format for a tensor; always one whose block divides its rows. Rules with `experts` do not count here.
     pub fn choose(&self, place: &Place) -> GgmlType {
-        let float = if self.mix == Mix::F32 { GgmlType::F32 } else { GgmlType::F16 };
+        self.pick(place, None)
+    }
+
+    /// The formats inside a stack of `experts` experts, as runs in order that cover all of it: one run where nothing differs.
+    /// `place` is the stack as a whole, under its whole name.
+    pub fn cut(&self, place: &Place, experts: usize) -> Vec<(Range<usize>, GgmlType)> {
+        if self.rules.iter().all(|r| r.experts.is_none()) {
+            return vec![(0..experts, self.pick(place, None))];
+        }
+        let mut runs: Vec<(Range<usize>, GgmlType)> = Vec::new();
+        for expert in 0..experts {
+            let ty = self.pick(place, Some(expert));
+            match runs.last_mut() {
+                Some((run, last)) if *last == ty => run.end = expert + 1,
+                _ => runs.push((expert..expert + 1, ty)),
+            }
+        }
+        runs
+    }
+
+    fn pick(&self, place: &Place, expert: Option<usize>) -> GgmlType {
+        let mix = self.vision.filter(|_| Tower::of(place.name).half() == Half::Vision).unwrap_or(self.mix);
+        let float = if mix == Mix::F32 { GgmlType::F32 } else { GgmlType::F16 };
         let ty = match place.role {
             Role::Vector | Role::Table | Role::Router | Role::Kernel => return GgmlType::F32,
             Role::Patch => return float,
-            _ => self.rules.iter().find(|r| r.fits(place)).map_or_else(|| self.mix.matrix(place, self.experts), |r| r.ty),
+            _ => self.rules.iter().find(|r| r.fits(place, expert)).map_or_else(|| mix.matrix(place, self.experts), |r| r.ty),
         };
         if place.cols.is_multiple_of(ty.block_len()) {
             ty
@@ -312,20 +445,33 @@ fn rule(r: &RuleFile) -> Result<Rule, String> {
         let hint = if Mix::named(&r.ty).is_some() { "a recipe, not a format" } else { "no format" };
         format!("type = \"{}\" is {hint}; formats are {}", printable(&r.ty), all.join(", "))
     })?;
-    let pattern = Glob::new(&r.pattern).map_err(|e| format!("not a glob: {}", one_line(&e.kind().to_string())))?.compile_matcher();
-    let layers = r.layers.as_deref().map(layers).transpose()?;
-    Ok(Rule { pattern, ty, layers })
+    let glob = |p: &str| Glob::new(p).map_err(|e| format!("not a glob: {}", one_line(&e.kind().to_string()))).map(|g| g.compile_matcher());
+    let tower = |text: &str| {
+        let names: Vec<_> = TOWERS.iter().map(|(name, _)| *name).collect();
+        let found = TOWERS.iter().find(|(name, _)| *name == text).map(|&(_, tower)| tower);
+        found.ok_or_else(|| format!("tower = \"{}\" is no part of a model; parts are {}", printable(text), names.join(", ")))
+    };
+    if r.pattern.is_none() && r.tower.is_none() {
+        return Err("it fits everything; give it a pattern or a tower, or change the base".into());
+    }
+    Ok(Rule {
+        pattern: r.pattern.as_deref().map(glob).transpose()?,
+        tower: r.tower.as_deref().map(tower).transpose()?,
+        ty,
+        layers: r.layers.as_deref().map(|text| numbers("layers", text)).transpose()?,
+        experts: r.experts.as_deref().map(|text| numbers("experts", text)).transpose()?,
+    })
 }
 
 /// `0-7,31` as ranges.
-fn layers(text: &str) -> Result<Vec<RangeInclusive<usize>>, String> {
+fn numbers(key: &str, text: &str) -> Result<Numbers, String> {
     let one = |part: &str| -> Option<RangeInclusive<usize>> {
         let (a, b) = part.split_once('-').unwrap_or((part, part));
         let (a, b) = (a.trim().parse().ok()?, b.trim().parse().ok()?);
         (a <= b).then_some(a..=b)
     };
     let all = text.split(',').map(one).collect::<Option<Vec<_>>>();
-    all.ok_or_else(|| format!("layers = \"{}\" is no list like \"0-7,31\"", printable(text)))
+    all.ok_or_else(|| format!("{key} = \"{}\" is no list like \"0-7,31\"", printable(text)))
 }
 
 /// What each tensor of [`names`] does.
@@ -610,13 +756,94 @@ mod tests {
     }
 
     #[test]
+    fn towers_and_halves() {
+        let text = r#"
+            base = "Q4_K_M"
+            vision_base = "F16"
+            [[rule]]
+            tower = "dinov2"
+            layers = "1-39"
+            type = "Q6_K"
+            [[rule]]
+            pattern = "*.qkv.weight"
+            tower = "clip"
+            type = "Q5_K"
+        "#;
+        let r = Recipe::parse("both", text).unwrap();
+        for (name, layer, ty) in [
+            ("blk.3.attn_q.weight", 3, GgmlType::Q4_K),
+            ("v.dino.0.qkv.weight", 0, GgmlType::F16),
+            ("v.dino.1.qkv.weight", 1, GgmlType::Q6_K),
+            ("v.clip.1.qkv.weight", 1, GgmlType::Q5_K),
+            ("v.clip.1.proj.weight", 1, GgmlType::F16),
+            ("v.eva.1.qkv.weight", 1, GgmlType::F16),
+            ("v.proj.weight", 0, GgmlType::F16),
+            ("v.dino.1.norm1.weight", 1, GgmlType::F32),
+        ] {
+            assert_eq!(choose(&r, name, layer, 40, 1536), ty, "{name}");
+        }
+        assert_eq!(r.clone().for_half(Half::Language).file_type(), 15);
+        assert_eq!(r.for_half(Half::Vision).file_type(), 1);
+        let one = Recipe::parse("one", "base = \"Q8_0\"").unwrap().for_half(Half::Vision);
+        assert_eq!((one.file_type(), choose(&one, "v.proj.weight", 0, 1, 4608)), (7, GgmlType::Q8_0));
+    }
+
+    #[test]
+    fn towers_of_names() {
+        let of = |name: &str| Tower::of(name).name();
+        let all = ["output.weight", "v.cnx.0.1.fc1.weight", "v.dino.pos", "v.clip.cls", "v.eva.3.qkv.bias", "v.qf.query", "v.qproj.weight"];
+        assert_eq!(all.map(of), ["language", "convnext", "dinov2", "clip", "eva", "qformer", "bridge"]);
+        assert_eq!(["v.proj_norm.bias", "v.start_img", "v.skip_token"].map(of), ["bridge"; 3]);
+        assert_eq!(Tower::ALL.map(|t| TOWERS[t as usize].1), Tower::ALL);
+        // Every name of ours lies where its prefix says.
+        for (template, _) in ROLES {
+            assert_eq!(Tower::of(template) == Tower::Language, !template.starts_with("v."), "{template}");
+        }
+    }
+
+    #[test]
+    fn stacks_are_cut_where_experts_differ() {
+        use GgmlType::*;
+        let place = |name: &'static str, layer, cols| Place { name, role: role_of(name).unwrap(), layer, layers: 32, cols };
+        let up = place("blk.5.ffn_up_exps.weight", 5, 4096);
+        assert_eq!(Recipe::named("Q4_K_M").unwrap().with_experts(8).cut(&up, 8), [(0..8, Q4_K)]);
+        let text = r#"
+            base = "Q4_K_M"
+            [[rule]]
+            pattern = "blk.*.ffn_down_exps.weight"
+            experts = "0-1,6"
+            type = "Q8_0"
+            [[rule]]
+            pattern = "blk.*_exps.weight"
+            experts = "2"
+            layers = "0-5"
+            type = "Q5_K"
+        "#;
+        let r = Recipe::parse("cut", text).unwrap().with_experts(8);
+        assert_eq!(r.cut(&up, 8), [(0..2, Q4_K), (2..3, Q5_K), (3..8, Q4_K)]);
+        assert_eq!(r.cut(&place("blk.6.ffn_up_exps.weight", 6, 4096), 8), [(0..8, Q4_K)]);
+        let down = place("blk.0.ffn_down_exps.weight", 0, 14336);
+        assert_eq!(r.cut(&down, 8), [(0..2, Q8_0), (2..3, Q5_K), (3..6, Q6_K), (6..7, Q8_0), (7..8, Q6_K)]);
+        // Rows that no K format divides: both fall back to the same, and nothing is cut.
+        assert_eq!(r.cut(&place("blk.0.ffn_down_exps.weight", 0, 96), 8), [(0..8, Q8_0)]);
+        assert_eq!(r.cut(&down, 1), [(0..1, Q8_0)]);
+        // What is no stack has no experts.
+        assert_eq!(r.choose(&down), Q6_K);
+        assert_eq!(choose(&r, "blk.1.attn_q.weight", 1, 32, 4096), Q4_K);
+    }
+
+    #[test]
     fn recipe_files_that_teach() {
         let rule = |r: &str| format!("base = \"F16\"\n[[rule]]\n{r}");
         for (text, wanted) in [
             ("".into(), "missing field `base`"),
             ("base = \"Q4\"".into(), "base = \"Q4\" is no recipe; there are F32, F16, Q8_0"),
             ("base = 3".into(), "line 1: invalid type"),
-            ("base = \"F16\"\nrules = 1".into(), "line 2: unknown field `rules`, expected `base` or `rule`"),
+            ("base = \"F16\"\nrules = 1".into(), "line 2: unknown field `rules`, expected one of `base`, `vision_base`, `rule`"),
+            ("base = \"F16\"\nvision_base = \"Q8\"".into(), "vision_base = \"Q8\" is no recipe; there are F32"),
+            (rule("type = \"Q8_0\""), "rule 1 (no pattern): it fits everything"),
+            (rule("tower = \"dino\"\ntype = \"Q8_0\""), "tower = \"dino\" is no part of a model; parts are language, convnext, dinov2"),
+            (rule("pattern = \"a\"\ntype = \"Q8_0\"\nexperts = \"a\""), "experts = \"a\" is no list like"),
             (rule("pattern = \"a\""), "missing field `type`"),
             (rule("pattern = \"a\"\ntype = \"Q8\""), "rule 1 (pattern \"a\"): type = \"Q8\" is no format; formats are F32"),
             (rule("pattern = \"a\"\ntype = \"Q4_K_M\""), "is a recipe, not a format"),
