@@ -3,7 +3,8 @@
 //! A model on disk is a GGUF file, a list of named tensors whose rows are cut into small *blocks* that carry
 //! a few shared scales and many low-bit numbers. [`GgmlType`] names the block formats, [`block`] turns rows of
 //! `f32` into blocks and back, [`gguf`] reads files through a memory map and writes them one piece at a time,
-//! [`recipe`] decides which tensor gets which format, and [`quality`] measures what that cost.
+//! [`recipe`] decides which tensor gets which format, [`imatrix`] says which columns matter, and [`quality`] measures what
+//! that cost.
 //!
 //! Nothing here knows what a model computes; nothing here panics on bytes it was given.
 
@@ -11,6 +12,7 @@ pub mod block;
 pub mod error;
 pub mod ggml_type;
 pub mod gguf;
+pub mod imatrix;
 pub mod quality;
 pub mod recipe;
 pub mod tensor;

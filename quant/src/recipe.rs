@@ -622,6 +622,27 @@ pub fn role_of(name: &str) -> Option<Role> {
     ROLES.iter().find(|(template, _)| names::numbers(template, name).is_some()).map(|&(_, role)| role)
 }
 
+/// The stacks of experts: the name of the whole, and of a run of experts.
+const STACKS: [(&str, &str); 3] = [
+    (names::FFN_GATE_EXPS, names::FFN_GATE_EXPS_FROM),
+    (names::FFN_UP_EXPS, names::FFN_UP_EXPS_FROM),
+    (names::FFN_DOWN_EXPS, names::FFN_DOWN_EXPS_FROM),
+];
+
+/// The stack of experts that the tensor called `name` is, or is a run of: the name of the whole stack, and the first expert in
+/// this tensor. `None` for what is no stack.
+pub fn stack_of(name: &str) -> Option<(String, usize)> {
+    STACKS.iter().find_map(|(whole, run)| {
+        let (i, first) = names::numbers(whole, name).or_else(|| names::numbers(run, name))?;
+        Some((names::at(whole, i, 0), first))
+    })
+}
+
+/// What the run of the stack called `stack` is called that begins with expert `first`; `None` for what is no stack.
+pub fn run_of(stack: &str, first: usize) -> Option<String> {
+    STACKS.iter().find_map(|(whole, run)| names::numbers(whole, stack).map(|(i, _)| names::at(run, i, first)))
+}
+
 impl Recipe {
     /// What the tensor of a GGUF file called `name` does; `None` for a name that is not one of ours.
     pub fn role_of(name: &str) -> Option<Role> {
@@ -799,6 +820,15 @@ mod tests {
         for (template, _) in ROLES {
             assert_eq!(Tower::of(template) == Tower::Language, !template.starts_with("v."), "{template}");
         }
+    }
+
+    #[test]
+    fn stacks_and_runs_by_name() {
+        assert_eq!(stack_of("blk.3.ffn_up_exps.weight"), Some(("blk.3.ffn_up_exps.weight".into(), 0)));
+        assert_eq!(stack_of("blk.3.ffn_down_exps.5.weight"), Some(("blk.3.ffn_down_exps.weight".into(), 5)));
+        assert_eq!((stack_of("blk.3.ffn_up.weight"), stack_of("blk.3.ffn_up_exps.05.weight")), (None, None));
+        assert_eq!(run_of("blk.3.ffn_gate_exps.weight", 6).as_deref(), Some("blk.3.ffn_gate_exps.6.weight"));
+        assert_eq!(run_of("blk.3.ffn_gate.weight", 6), None);
     }
 
     #[test]

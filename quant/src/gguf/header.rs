@@ -160,7 +160,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed<Header> {
 
     let ours = check_digest(bytes, &metadata, &value_offsets, data_offset)?;
     let checksums = check_checksum_list(&metadata, raw.len(), ours)?;
+    let imatrix = || find(keys::TYPE).and_then(|i| metadata.get(i)).is_some_and(|(_, v)| *v == Value::Str("imatrix".into()));
     let arch = match find(keys::ARCHITECTURE).and_then(|i| metadata.get(i)).map(|(_, v)| v) {
+        // llama.cpp's importance matrices state none.
+        None if imatrix() => "imatrix".into(),
         Some(Value::Str(s)) if !s.is_empty() => s.clone(),
         Some(Value::Str(_)) => return Err(Fault::new(format!("{} is empty", keys::ARCHITECTURE), AGAIN)),
         Some(v) => return Err(Fault::new(format!("{} is of type {}; it must be str", keys::ARCHITECTURE, v.type_name()), AGAIN)),

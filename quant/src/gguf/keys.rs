@@ -41,6 +41,8 @@ pub const ARCH_SPLIT: &str = "sphinx-llama";
 pub const ARCHITECTURE: &str = "general.architecture";
 /// str.
 pub const NAME: &str = "general.name";
+/// str: `imatrix` for an importance matrix, which may lack an architecture.
+pub const TYPE: &str = "general.type";
 /// u32, llama.cpp's file type number.
 pub const FILE_TYPE: &str = "general.file_type";
 /// u32, 2 when anything is quantised.
@@ -78,6 +80,15 @@ pub const ROPE_SCALING_FACTOR: &str = "rope.scaling.factor";
 pub const EXPERT_COUNT: &str = "expert_count";
 /// Experts used per token.
 pub const EXPERT_USED_COUNT: &str = "expert_used_count";
+
+// Importance matrices, as llama.cpp writes them.
+
+/// str array: the files that the activations came from.
+pub const IMATRIX_DATASETS: &str = "imatrix.datasets";
+/// u32: pieces of those that went through the model.
+pub const IMATRIX_CHUNK_COUNT: &str = "imatrix.chunk_count";
+/// u32: tokens in such a piece.
+pub const IMATRIX_CHUNK_SIZE: &str = "imatrix.chunk_size";
 
 /// str, `llama`.
 pub const TOK_MODEL: &str = "tokenizer.ggml.model";
