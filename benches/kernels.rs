@@ -53,7 +53,7 @@ fn dots(c: &mut Criterion) {
 /// A linear layer of a small language model on all threads: elements are multiplications and additions.
 fn linears(c: &mut Criterion) {
     let threads = std::env::var("SPHINX_THREADS").ok().and_then(|v| v.parse().ok());
-    let target = |isa| CpuTarget::new(CpuOptions { threads, isa, f32_activations: false }).expect("threads start");
+    let target = |isa| CpuTarget::new(CpuOptions { threads, isa, ..CpuOptions::default() }).expect("threads start");
     let (target, portable) = (target(None), target(Some(Isa::Portable)));
     let (n, k) = (5632, 2048);
     for ty in GgmlType::ALL {

@@ -24,6 +24,7 @@ mod vision;
 use candle_core::{D, DType, Device, DeviceLocation, Tensor};
 use sphinx_quant::Tensor as Stored;
 
+use crate::shape::{check_slots, check_weights};
 use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
 
 pub use attention::CandleKv;
@@ -61,6 +62,20 @@ impl CandleTarget {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// A feed-forward part on `x` `[rows, width]`, some rows and columns at a time: `each` is given the first of both.
+    fn feed_forward(&self, x: &Tensor, mlp: &Mlp<Self>, mut each: impl FnMut(usize, usize, Tensor) -> Result<()>) -> Result<()> {
+        let (count, hidden) = (x.dim(0)?, mlp.up.weight.outputs());
+        let tile = (HIDDEN_BYTES / 4 / hidden.max(1)).max(1);
+        for first in (0..count).step_by(tile) {
+            let rows = tile.min(count - first);
+            let h = self.zeros(&[rows, hidden], DType::F32, "the hidden map of an MLP")?;
+            mlp.up.project(&x.narrow(0, first, rows)?, &self.device, |col, y| Ok(h.slice_set(&y.contiguous()?, 1, col)?))?;
+            let h = mlp.act.apply(&h)?;
+            mlp.down.project(&h, &self.device, |col, y| each(first, col, y))?;
+        }
+        Ok(())
     }
 
     /// A zeroed tensor, refused rather than attempted when its size cannot be had.
@@ -179,6 +194,17 @@ impl Activation {
                 (h.narrow(1, 0, hidden)?.silu()? * h.narrow(1, hidden, hidden)?)?
             }
         })
+    }
+}
+
+impl Mlp<CandleTarget> {
+    /// `width` columns go in, and the layers fit each other.
+    fn fits(&self, op: &'static str, width: usize) -> Result<()> {
+        let (hidden, inputs) = (self.up.weight.outputs(), self.down.weight.inputs());
+        self.up.fits(op, width)?;
+        self.down.fits(op, inputs)?;
+        let agree = hidden == self.act.fan() * inputs;
+        require(agree, op, || format!("{:?} from {hidden} columns, where the second layer takes {inputs}", self.act))
     }
 }
 
@@ -341,24 +367,45 @@ impl Target for CandleTarget {
     }
 
     fn mlp(&self, x: &CandleBuffer, mlp: &Mlp<Self>, after: After<'_, CandleVector>, out: &mut CandleBuffer) -> Result<()> {
-        let hidden = mlp.up.weight.outputs();
-        mlp.up.fits("mlp", x.width())?;
-        mlp.down.fits("mlp", mlp.down.weight.inputs())?;
-        let agree = hidden == mlp.act.fan() * mlp.down.weight.inputs();
-        require(agree, "mlp", || {
-            format!("{:?} from {hidden} columns, where the second layer takes {}", mlp.act, mlp.down.weight.inputs())
-        })?;
+        mlp.fits("mlp", x.width())?;
         prepare("mlp", x, &mlp.down, after, out)?;
+        self.feed_forward(&x.current()?, mlp, |row, col, y| finish(y, after, out, row, col))
+    }
 
-        let tile = (HIDDEN_BYTES / 4 / hidden.max(1)).max(1);
-        for first in (0..x.rows).step_by(tile) {
-            let rows = tile.min(x.rows - first);
-            let h = self.zeros(&[rows, hidden], DType::F32, "the hidden map of an MLP")?;
-            mlp.up.project(&x.tensor.narrow(0, first, rows)?, &self.device, |col, y| Ok(h.slice_set(&y.contiguous()?, 1, col)?))?;
-            let h = mlp.act.apply(&h)?;
-            mlp.down.project(&h, &self.device, |col, y| finish(y, after, out, first, col))?;
+    fn expert_mlp(&self, x: &CandleBuffer, slots: &[u32], used: usize, expert: &Mlp<Self>, out: &mut CandleBuffer) -> Result<()> {
+        let op = "expert_mlp";
+        expert.fits(op, x.width())?;
+        let n = expert.down.weight.outputs();
+        out.is_wide(op, "out", n)?;
+        check_slots(op, x.rows, slots, used, out.rows)?;
+        if slots.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let tokens: Vec<u32> = slots.iter().map(|s| s / used as u32).collect();
+        let tokens = Tensor::from_vec(tokens, slots.len(), &self.device)?;
+        let y = self.zeros(&[slots.len(), n], DType::F32, "the results of an expert")?;
+        self.feed_forward(&x.current()?.index_select(&tokens, 0)?, expert, |row, col, part| {
+            let rows = y.narrow(0, row, part.dim(0)?)?;
+            Ok(rows.slice_set(&part.contiguous()?, 1, col)?)
+        })?;
+        let places = Tensor::from_slice(slots, (slots.len(), 1), &self.device)?.broadcast_as((slots.len(), n))?;
+        Ok(out.tensor.scatter_set(&places.contiguous()?, &y, 0)?)
+    }
+
+    fn mix_experts(&self, y: &CandleBuffer, weights: &[f32], used: usize, out: &mut CandleBuffer) -> Result<()> {
+        let op = "mix_experts";
+        out.is_wide(op, "out", y.width())?;
+        check_weights(op, out.rows, weights.len(), used, y.rows)?;
+        if out.rows == 0 {
+            return Ok(());
+        }
+        let weights = Tensor::from_slice(weights, (out.rows, used, 1), &self.device)?;
+        let y = y.current()?.reshape((out.rows, used, y.width()))?.broadcast_mul(&weights)?;
+        let mut sum = y.narrow(1, 0, 1)?;
+        for j in 1..used {
+            sum = (sum + y.narrow(1, j, 1)?)?;
+        }
+        out.put(&(out.current()? + sum.squeeze(1)?)?, 0, 0)
     }
 
     fn add_table(&self, x: &mut CandleBuffer, table: &CandleVector) -> Result<()> {
@@ -397,6 +444,10 @@ impl Target for CandleTarget {
 
     fn fold_2x2(&self, x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) -> Result<()> {
         vision::fold_2x2(x, map, out)
+    }
+
+    fn pool_2x2(&self, x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) -> Result<()> {
+        vision::pool_2x2(x, map, out)
     }
 
     fn mean_rows(&self, x: &CandleBuffer, group: usize, out: &mut CandleBuffer) -> Result<()> {

@@ -12,6 +12,7 @@ pub mod matmul;
 pub mod pool;
 pub mod portable;
 pub mod q8;
+pub mod record;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -19,6 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sphinx_quant::{Tensor, block};
 
+use crate::shape::{check_slots, check_weights};
 use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
 use attention::Kv;
 use buffer::{Aligned, Buffer};
@@ -26,6 +28,8 @@ pub use isa::{Isa, features};
 use kernels::Kernels;
 use matmul::Matrix;
 use pool::Pool;
+pub use record::Recorded;
+use record::Recorder;
 
 /// The environment variable that keeps activations in `f32` (value `f32`; `q8` is the usual way).
 pub const ACTIVATIONS_VARIABLE: &str = "SPHINX_ACTIVATIONS";
@@ -40,6 +44,8 @@ pub struct CpuOptions {
     /// Whether quantised weights are multiplied with activations in `f32` rather than in 8 bits: slow, for
     /// measuring what the 8 bits cost.
     pub f32_activations: bool,
+    /// Whether the inputs of every weight matrix are summed up, squared, for [`CpuTarget::take_record`].
+    pub record: bool,
 }
 
 impl CpuOptions {
@@ -49,7 +55,8 @@ impl CpuOptions {
     /// [`TargetError::Option`] for values they do not have.
     pub fn from_env() -> Result<CpuOptions> {
         let activations = std::env::var_os(ACTIVATIONS_VARIABLE).map(|v| v.to_string_lossy().into_owned());
-        Ok(CpuOptions { threads: None, isa: Isa::cap_from_env()?, f32_activations: f32_activations(activations.as_deref())? })
+        let f32_activations = f32_activations(activations.as_deref())?;
+        Ok(CpuOptions { isa: Isa::cap_from_env()?, f32_activations, ..CpuOptions::default() })
     }
 }
 
@@ -73,6 +80,7 @@ pub struct CpuTarget {
     attention: Vec<Mutex<attention::Worker>>,
     conv: Vec<Mutex<Aligned<f32>>>,
     angles: Mutex<Aligned<f32>>,
+    recorder: Option<Mutex<Recorder>>,
 }
 
 impl CpuTarget {
@@ -96,6 +104,7 @@ impl CpuTarget {
             attention: (0..threads).map(|_| Mutex::new(attention::Worker::new())).collect(),
             conv: (0..threads).map(|_| Mutex::new(Aligned::empty())).collect(),
             angles: Mutex::new(Aligned::empty()),
+            recorder: options.record.then(Mutex::default),
             pool,
         };
         tracing::info!(isa = %target.isa(), threads, f32_activations = options.f32_activations, "cpu target");
@@ -110,6 +119,15 @@ impl CpuTarget {
     /// Threads in use, the caller's included.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// What was recorded since the last time, by tensor name and place in the file, and starts anew; nothing unless
+    /// [`CpuOptions::record`] is on.
+    ///
+    /// Sums are added up row by row in the order of calls, for any number of threads.
+    pub fn take_record(&self) -> Vec<Recorded> {
+        let take = |recorder: &Mutex<Recorder>| std::mem::take(&mut *recorder.lock().unwrap_or_else(PoisonError::into_inner));
+        self.recorder.as_ref().map_or_else(Vec::new, |recorder| take(recorder).finish())
     }
 
     fn scratch(&self) -> MutexGuard<'_, matmul::Scratch> {
@@ -143,6 +161,15 @@ fn check_layer(op: &'static str, layer: &Linear<CpuTarget>, width: usize) -> Res
     expect(op, width == k, || format!("rows of {width} into a matrix of [{n}, {k}]"))?;
     let bias = layer.bias.as_ref().map_or(n, Vec::len);
     expect(op, bias == n, || format!("a bias of {bias} for {n} outputs"))
+}
+
+/// Checks both layers of a feed-forward part whose input is `width` wide.
+fn check_mlp(op: &'static str, mlp: &Mlp<CpuTarget>, width: usize) -> Result<()> {
+    let wide = mlp.up.weight.rows();
+    let inner = if mlp.act == Activation::SiluGate { wide / 2 } else { wide };
+    expect(op, mlp.act != Activation::SiluGate || wide == 2 * inner, || format!("gate and up of {wide} outputs together"))?;
+    check_layer(op, &mlp.up, width)?;
+    check_layer(op, &mlp.down, inner)
 }
 
 /// Checks the width of a layer's results.
@@ -287,14 +314,38 @@ impl Target for CpuTarget {
     }
 
     fn mlp(&self, x: &Buffer, mlp: &Mlp<Self>, after: After<'_, Vec<f32>>, out: &mut Buffer) -> Result<()> {
-        let wide = mlp.up.weight.rows();
-        let inner = if mlp.act == Activation::SiluGate { wide / 2 } else { wide };
-        expect("mlp", mlp.act != Activation::SiluGate || wide == 2 * inner, || format!("gate and up of {wide} outputs together"))?;
-        check_layer("mlp", &mlp.up, x.width)?;
-        check_layer("mlp", &mlp.down, inner)?;
+        check_mlp("mlp", mlp, x.width)?;
         check_after("mlp", mlp.down.weight.rows(), after, out)?;
         match_layer_rows("mlp", x.rows, after, out)?;
         self.apply_mlp(x.values(), mlp, after, out.values_mut())
+    }
+
+    fn expert_mlp(&self, x: &Buffer, slots: &[u32], used: usize, expert: &Mlp<Self>, out: &mut Buffer) -> Result<()> {
+        check_mlp("expert_mlp", expert, x.width)?;
+        check_after("expert_mlp", expert.down.weight.rows(), After::Nothing, out)?;
+        check_slots("expert_mlp", x.rows, slots, used, out.rows)?;
+        self.apply_expert(x.values(), slots, used, expert, out.values_mut())
+    }
+
+    fn mix_experts(&self, y: &Buffer, weights: &[f32], used: usize, out: &mut Buffer) -> Result<()> {
+        let width = y.width;
+        expect("mix_experts", out.width == width, || format!("rows of {width} to rows of {}", out.width))?;
+        check_weights("mix_experts", out.rows, weights.len(), used, y.rows)?;
+        let y = y.values();
+        self.pool.rows(out.values_mut(), width, &|_, first, out| {
+            for (r, out) in out.chunks_exact_mut(width).enumerate() {
+                let slots = (first + r) * used..(first + r + 1) * used;
+                let (y, weights) = (&y[slots.start * width..slots.end * width], &weights[slots]);
+                for (c, out) in out.chunks_mut(64).enumerate() {
+                    let mut sums = [0f32; 64];
+                    for (y, weight) in y.chunks_exact(width).zip(weights) {
+                        sums.iter_mut().zip(&y[64 * c..]).for_each(|(sum, y)| *sum += weight * y);
+                    }
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                }
+            }
+        });
+        Ok(())
     }
 
     fn add_table(&self, x: &mut Buffer, table: &Vec<f32>) -> Result<()> {
@@ -363,6 +414,28 @@ impl Target for CpuTarget {
                 for dy in 0..2 {
                     let from = ((2 * y + dy) * map.width + 2 * column) * c;
                     out[dy * 2 * c..(dy + 1) * 2 * c].copy_from_slice(&x[from..from + 2 * c]);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn pool_2x2(&self, x: &Buffer, map: MapShape, out: &mut Buffer) -> Result<()> {
+        let c = x.width;
+        let even = map.height.is_multiple_of(2) && map.width.is_multiple_of(2);
+        expect("pool_2x2", even && x.rows == map.positions() && out.width == c, || {
+            format!("[{}, {c}] as {map:?} to rows of {}", x.rows, out.width)
+        })?;
+        match_rows("pool_2x2", x.rows / 4, out)?;
+        let (x, columns) = (x.values(), map.width / 2);
+        self.pool.rows(out.values_mut(), c, &|_, first, out| {
+            for (r, out) in out.chunks_exact_mut(c).enumerate() {
+                // Rows of all pictures run through, since each has an even number of them.
+                let (y, column) = ((first + r) / columns, (first + r) % columns);
+                let row = |dy: usize| &x[((2 * y + dy) * map.width + 2 * column) * c..][..2 * c];
+                let ((a, b), (d, e)) = (row(0).split_at(c), row(1).split_at(c));
+                for ((((out, a), b), d), e) in out.iter_mut().zip(a).zip(b).zip(d).zip(e) {
+                    *out = ((a + b) + (d + e)) * 0.25;
                 }
             }
         });

@@ -110,6 +110,20 @@ pub trait Target: Sized {
     /// A feed-forward part, then `after`. The hidden map is never held for more than a tile of rows.
     fn mlp(&self, x: &Self::Buffer, mlp: &Mlp<Self>, after: After<'_, Self::Vector>, out: &mut Self::Buffer) -> Result<()>;
 
+    /// One expert of a mixture, for the tokens that are routed to it: `out[s] = expert(x[s / used])` for every slot `s`
+    /// of `slots`, the other rows of `out` staying as they are.
+    ///
+    /// `x`: `[rows, dim]`; `out`: `[rows · used, dim]`, row `r · used + j` being for the `j`-th expert of token `r`.
+    /// `slots` ascend without repetition. A slot's result is the one that [`mlp`](Target::mlp) has for its token.
+    fn expert_mlp(&self, x: &Self::Buffer, slots: &[u32], used: usize, expert: &Mlp<Self>, out: &mut Self::Buffer) -> Result<()>;
+
+    /// Adds up the results of a mixture's experts: `out[r] += Σ_j weights[r · used + j] · y[r · used + j]`, `j`
+    /// ascending, so that the order in which experts came does not show.
+    ///
+    /// `y`: `[rows · used, dim]`, as [`expert_mlp`](Target::expert_mlp) leaves it; `weights`: `[rows · used]`; `out`:
+    /// `[rows, dim]`.
+    fn mix_experts(&self, y: &Self::Buffer, weights: &[f32], used: usize, out: &mut Self::Buffer) -> Result<()>;
+
     /// `x[r] += table[r mod tokens]`, `table` being `[tokens, width]`: position embeddings over a whole batch, so the
     /// rows of `x` are a multiple of `tokens`.
     fn add_table(&self, x: &mut Self::Buffer, table: &Self::Vector) -> Result<()>;
@@ -141,6 +155,9 @@ pub trait Target: Sized {
 
     /// Gathers 2×2 neighbourhoods: `[batch · h · w, c]` to `[batch · h/2 · w/2, 4c]` in the order (row, column, channel).
     fn fold_2x2(&self, x: &Self::Buffer, map: MapShape, out: &mut Self::Buffer) -> Result<()>;
+
+    /// The mean of each 2×2 neighbourhood: `[batch · h · w, c]` to `[batch · h/2 · w/2, c]`.
+    fn pool_2x2(&self, x: &Self::Buffer, map: MapShape, out: &mut Self::Buffer) -> Result<()>;
 
     /// The mean of each run of `group` rows: `[batch · group, c]` to `[batch, c]`.
     fn mean_rows(&self, x: &Self::Buffer, group: usize, out: &mut Self::Buffer) -> Result<()>;

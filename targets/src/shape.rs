@@ -1,5 +1,7 @@
 //! The small descriptions that operations take.
 
+use crate::{Result, TargetError};
+
 /// What happens to a linear layer's result `y`.
 #[derive(Debug)]
 pub enum After<'a, V> {
@@ -116,4 +118,28 @@ impl Rope {
         let frequencies = (0..head_dim / 2).map(|i| scale / base.powf((2 * i) as f32 / head_dim as f32)).collect();
         Rope { frequencies }
     }
+}
+
+/// `slots` ascend without repetition among the `rows · used` rows of an output, of which `out_rows` are current.
+pub(crate) fn check_slots(op: &'static str, rows: usize, slots: &[u32], used: usize, out_rows: usize) -> Result<()> {
+    let refused = |what: String| Err(TargetError::Shape { op, what });
+    if used == 0 || rows.checked_mul(used) != Some(out_rows) {
+        return refused(format!("{used} experts for each of {rows} rows, and {out_rows} rows of results"));
+    }
+    if let Some(pair) = slots.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return refused(format!("slot {} after slot {}", pair[1], pair[0]));
+    }
+    match slots.last() {
+        Some(&last) if last as usize >= out_rows => refused(format!("slot {last} of {out_rows}")),
+        _ => Ok(()),
+    }
+}
+
+/// `used` results and weights for each of `rows` rows.
+pub(crate) fn check_weights(op: &'static str, rows: usize, weights: usize, used: usize, results: usize) -> Result<()> {
+    if used == 0 || rows.checked_mul(used) != Some(results) || weights != results {
+        let what = format!("{weights} weights and {results} results, for {used} experts for each of {rows} rows");
+        return Err(TargetError::Shape { op, what });
+    }
+    Ok(())
 }

@@ -56,6 +56,9 @@ fn decode(t: &CpuTarget, weights: GgmlType, cache: KvType, tokens: usize) -> Res
     let (table, norm) = (matrix(50, embd)?, t.vector_from(&vec![1.0; embd])?);
     let (qkv, output) = (linear((heads + 2 * kv_heads) * head_dim, embd)?, linear(embd, heads * head_dim)?);
     let mlp = Mlp { up: linear(2 * hidden, embd)?, act: Activation::SiluGate, down: linear(embd, hidden)? };
+    let router = Linear { weight: t.matrix(&[tensor(GgmlType::F32, 8, embd)])?, bias: None };
+    let (mut logits, mut chosen) = (t.buffer(1, 8)?, t.buffer(2, embd)?);
+    let mut scores = [0.0; 8];
     let mut kv = t.kv(KvShape { capacity: 100, heads, kv_heads, head_dim, ty: cache })?;
     let rope = Rope::new(head_dim, 10000.0, 1.0);
     let (mut x, mut normed) = (t.buffer(1, embd)?, t.buffer(1, embd)?);
@@ -73,6 +76,11 @@ fn decode(t: &CpuTarget, weights: GgmlType, cache: KvType, tokens: usize) -> Res
         t.linear(&mixed, &output, After::Add, &mut x)?;
         t.rms_norm(&x, &norm, 1e-5, &mut normed)?;
         t.mlp(&normed, &mlp, After::Add, &mut x)?;
+        t.linear(&normed, &router, After::Nothing, &mut logits)?;
+        t.read(&logits, 0, &mut scores)?;
+        t.expert_mlp(&normed, &[1], 2, &mlp, &mut chosen)?;
+        t.expert_mlp(&normed, &[0], 2, &mlp, &mut chosen)?;
+        t.mix_experts(&chosen, &[scores[0].abs().min(0.5), 0.25], 2, &mut x)?;
     }
     let after = COUNT.load(Ordering::SeqCst);
     Ok((x.values().to_vec(), after - before))

@@ -19,7 +19,7 @@ fn witness() -> CandleTarget {
 }
 
 fn cpu(threads: usize, isa: Option<Isa>, f32_activations: bool) -> CpuTarget {
-    CpuTarget::new(CpuOptions { threads: Some(threads), isa, f32_activations }).unwrap()
+    CpuTarget::new(CpuOptions { threads: Some(threads), isa, f32_activations, ..CpuOptions::default() }).unwrap()
 }
 
 /// Every instruction set that this processor has, on one thread or three.
@@ -261,6 +261,53 @@ fn feed_forward_parts() {
     }
 }
 
+/// Tokens, and the slots of each of three experts that two are used of.
+fn routed(rng: &mut Numbers, rows: usize) -> [Vec<u32>; 3] {
+    let mut slots = [const { Vec::new() }; 3];
+    for r in 0..rows {
+        let (first, step) = (rng.below(3), 1 + rng.below(2));
+        slots[first].push(2 * r as u32);
+        slots[(first + step) % 3].push(2 * r as u32 + 1);
+    }
+    slots
+}
+
+#[test]
+fn mixtures_of_experts() {
+    fn run<T: Target>(t: &T, x: &[f32], stacks: &[Tensor; 3], slots: &[Vec<u32>; 3], weights: &[f32]) -> Vec<f32> {
+        let (k, hidden) = (stacks[0].cols(), stacks[2].cols());
+        let x = buffer(t, x, k);
+        let rows = t.rows(&x);
+        let mut y = t.buffer(2 * rows + 1, k).unwrap();
+        t.set_rows(&mut y, 2 * rows).unwrap();
+        for (e, slots) in slots.iter().enumerate() {
+            let part = |i: usize, n: usize| stacks[i].part(e * n..(e + 1) * n).unwrap();
+            let layer = |parts: &[Tensor]| Linear { weight: t.matrix(parts).unwrap(), bias: None };
+            let expert = Mlp { up: layer(&[part(0, hidden), part(1, hidden)]), act: Activation::SiluGate, down: layer(&[part(2, k)]) };
+            t.expert_mlp(&x, slots, 2, &expert, &mut y).unwrap();
+        }
+        let mut out = t.buffer(rows, k).unwrap();
+        t.copy(&x, 0, rows, &mut out, 0, 0).unwrap();
+        t.mix_experts(&y, weights, 2, &mut out).unwrap();
+        contents(t, &out)
+    }
+    let mut rng = Numbers::new(15);
+    for (ty, k, hidden) in [(GgmlType::F32, 20, 37), (GgmlType::Q4_K, 256, 512), (GgmlType::Q6_K, 512, 256), (GgmlType::Q8_0, 96, 160)] {
+        for rows in [1, 5, 40] {
+            let stacks = [(hidden, k), (hidden, k), (k, hidden)].map(|(n, k)| likely_matrix("stack", ty, 3 * n, k, &mut rng));
+            let x = activations(&mut rng, rows, k);
+            let (slots, weights) = (routed(&mut rng, rows), rng.uniform(2 * rows, 0.1, 0.9));
+            let wanted = run(&witness(), &x, &stacks, &slots, &weights);
+            for (f32_activations, bound) in [(true, 1e-6), (false, if ty.is_float() { 1e-6 } else { 0.02 })] {
+                for cpu in cpus(f32_activations) {
+                    let off = distance(&run(&cpu, &x, &stacks, &slots, &weights), &wanted);
+                    assert!(off <= bound, "{ty} {k} → {hidden}, {rows} rows, {}: off by {off}", cpu.name());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn norms() {
     fn run<T: Target>(t: &T, x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> Vec<f32> {
@@ -337,6 +384,11 @@ fn feature_maps() {
         t.fold_2x2(&buffer(t, x, channels), map, &mut out).unwrap();
         contents(t, &out)
     }
+    fn pool<T: Target>(t: &T, x: &[f32], map: MapShape, channels: usize) -> Vec<f32> {
+        let mut out = t.buffer(map.positions(), channels).unwrap();
+        t.pool_2x2(&buffer(t, x, channels), map, &mut out).unwrap();
+        contents(t, &out)
+    }
     fn mean<T: Target>(t: &T, x: &[f32], group: usize, channels: usize) -> Vec<f32> {
         let mut out = t.buffer(x.len(), channels).unwrap();
         t.mean_rows(&buffer(t, x, channels), group, &mut out).unwrap();
@@ -362,6 +414,7 @@ fn feature_maps() {
             close(&what, &conv(&cpu, &x, map, &kernel, &bias), &wanted, |_| bound);
             if map.height % 2 == 0 && map.width % 2 == 0 {
                 assert_eq!(fold(&cpu, &x, map, channels), fold(&witness(), &x, map, channels), "{what}");
+                close(&what, &pool(&cpu, &x, map, channels), &pool(&witness(), &x, map, channels), |_| EPSILON * size);
             }
             let group = map.height * map.width;
             close(&what, &mean(&cpu, &x, group, channels), &mean(&witness(), &x, group, channels), |_| 1e-6 * size);
@@ -528,6 +581,21 @@ fn refuses<T: Target>(t: &T) {
     let mlp = Mlp { up: plain(11, 8, &mut rng), act: Activation::SiluGate, down: plain(6, 5, &mut rng) };
     refused(t.mlp(&x, &mlp, After::Nothing, &mut y), "an odd gate");
 
+    refused(t.expert_mlp(&x, &[0], 1, &mlp, &mut y), "an odd gate of an expert");
+    let mlp = Mlp { up: plain(10, 8, &mut rng), act: Activation::SiluGate, down: plain(6, 5, &mut rng) };
+    let mut results = t.buffer(8, 6).unwrap();
+    refused(t.expert_mlp(&x, &[3, 3], 2, &mlp, &mut results), "a slot twice");
+    refused(t.expert_mlp(&x, &[4, 3], 2, &mlp, &mut results), "slots that descend");
+    refused(t.expert_mlp(&x, &[7, 8], 2, &mlp, &mut results), "a slot past the last");
+    refused(t.expert_mlp(&x, &[0], 3, &mlp, &mut results), "rows for another number of experts");
+    refused(t.expert_mlp(&x, &[], 0, &mlp, &mut results), "no experts");
+    refused(t.expert_mlp(&x, &[0], 1, &mlp, &mut same), "an expert of another width");
+    refused(t.expert_mlp(&y, &[0], 2, &mlp, &mut results), "an expert of other inputs");
+    refused(t.mix_experts(&results, &[0.5; 7], 2, &mut y), "a weight too few");
+    refused(t.mix_experts(&results, &[0.5; 4], 1, &mut y), "results left over");
+    refused(t.mix_experts(&results, &[0.5; 8], 2, &mut same), "results of another width");
+    refused(t.mix_experts(&results, &[0.5; 8], 0, &mut y), "weights of no experts");
+
     refused(t.embed(&layer.weight, &[6], &mut same, 0), "an id past the table");
     refused(t.embed(&layer.weight, &[0], &mut y, 0), "a table of another width");
     refused(t.embed(&layer.weight, &[0, 0], &mut same, 3), "ids past the last row");
@@ -543,6 +611,9 @@ fn refuses<T: Target>(t: &T) {
     let mut folded = t.buffer(1, 32).unwrap();
     refused(t.fold_2x2(&x, map(4, 1), &mut folded), "an odd map");
     refused(t.fold_2x2(&x, map(2, 2), &mut same), "a narrow fold");
+    refused(t.pool_2x2(&x, map(4, 1), &mut same), "an odd map to pool");
+    refused(t.pool_2x2(&x, map(4, 2), &mut same), "another map to pool");
+    refused(t.pool_2x2(&x, map(2, 2), &mut folded), "pooling into another width");
 
     let s = AttendShape { batch: 2, q_tokens: 2, kv_tokens: 2, heads: 1, head_dim: 8 };
     fn at<B>(buffer: &B, first: usize) -> Columns<'_, B> {
@@ -600,12 +671,17 @@ fn idles<T: Target>(t: &T) {
     let mlp = Mlp { up: layer(64, 32, &mut rng), act: Activation::SiluGate, down: layer(32, 32, &mut rng) };
     t.mlp(&x, &mlp, After::Nothing, &mut out).unwrap();
     none(&mut out);
+    let mut no_slots = empty(32);
+    t.expert_mlp(&x, &[], 2, &mlp, &mut no_slots).unwrap();
+    t.mix_experts(&no_slots, &[], 2, &mut empty(32)).unwrap();
     t.mean_rows(&x, 4, &mut out).unwrap();
     none(&mut out);
     let map = MapShape { batch: 0, height: 2, width: 2 };
     t.conv_depthwise(&x, map, &vector(9 * 32), &vector(32), &mut out).unwrap();
     none(&mut out);
     t.fold_2x2(&empty(8), map, &mut out).unwrap();
+    none(&mut out);
+    t.pool_2x2(&x, map, &mut out).unwrap();
     none(&mut out);
     let columns = || Columns { buffer: &x, first: 0 };
     let s = AttendShape { batch: 0, q_tokens: 3, kv_tokens: 3, heads: 2, head_dim: 16 };

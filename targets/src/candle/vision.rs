@@ -61,6 +61,19 @@ pub(super) fn fold_2x2(x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) 
     out.put(&folded.reshape((x.rows / 4, 4 * x.width()))?, 0, 0)
 }
 
+pub(super) fn pool_2x2(x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) -> Result<()> {
+    let MapShape { batch, height, width } = map;
+    require(height.is_multiple_of(2) && width.is_multiple_of(2), "pool_2x2", || format!("odd sides of {map:?}"))?;
+    holds_map("pool_2x2", x, map)?;
+    out.is_wide("pool_2x2", "out", x.width())?;
+    out.resize("pool_2x2", x.rows / 4)?;
+    if x.rows == 0 {
+        return Ok(());
+    }
+    let pairs = x.current()?.reshape(vec![batch * height / 2, 2, width / 2, 2, x.width()])?;
+    out.put(&pairs.mean(3)?.mean(1)?.reshape((x.rows / 4, x.width()))?, 0, 0)
+}
+
 pub(super) fn mean_rows(x: &CandleBuffer, group: usize, out: &mut CandleBuffer) -> Result<()> {
     require(group > 0 && x.rows.is_multiple_of(group), "mean_rows", || format!("{} rows in runs of {group}", x.rows))?;
     out.is_wide("mean_rows", "out", x.width())?;

@@ -141,23 +141,71 @@ fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
 
 /// The rows of a layer's input, which may lie apart.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     values: &'a [f32],
     /// From one row to the next.
     stride: usize,
     /// Numbers of a row.
     width: usize,
+    /// The first row, and how many there are.
+    first: usize,
     count: usize,
+    /// Row `r` is row `slots[r] / used` of the values.
+    slots: Option<(&'a [u32], usize)>,
 }
 
 impl<'a> Rows<'a> {
-    fn row(&self, r: usize) -> &'a [f32] {
+    /// All rows of `values`, each `width` long.
+    fn all(values: &'a [f32], width: usize) -> Rows<'a> {
+        Rows { values, stride: width, width, first: 0, count: values.len() / width, slots: None }
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn row(&self, r: usize) -> &'a [f32] {
+        let r = self.first + r;
+        let r = self.slots.map_or(r, |(slots, used)| slots[r] as usize / used);
         &self.values[r * self.stride..][..self.width]
     }
 
     /// `count` rows from `first` on.
     fn part(&self, first: usize, count: usize) -> Rows<'a> {
-        Rows { values: &self.values[first * self.stride..], count, ..*self }
+        Rows { first: self.first + first, count, ..*self }
+    }
+}
+
+/// Where results go: rows of `width` numbers, one after another or at slots.
+#[derive(Clone, Copy)]
+struct Out<'a> {
+    values: &'a Disjoint<'a, f32>,
+    width: usize,
+    first: usize,
+    /// Row `r` is row `slots[r]` of the values; all of them differ.
+    slots: Option<&'a [u32]>,
+}
+
+impl<'a> Out<'a> {
+    /// Rows from `first` on.
+    fn part(&self, first: usize) -> Out<'a> {
+        Out { first: self.first + first, ..*self }
+    }
+
+    /// Columns `columns` of row `r`.
+    ///
+    /// # Safety
+    /// No two pieces that overlap may be alive at the same time; those of different rows do not.
+    #[allow(clippy::mut_from_ref)] // as [`Disjoint::piece`]
+    unsafe fn piece(&self, r: usize, columns: Range<usize>) -> &mut [f32] {
+        let r = self.first + r;
+        let at = self.slots.map_or(r, |slots| slots[r] as usize) * self.width;
+        // SAFETY: rows and slots differ, so the caller's promise about pieces of rows is one about the values.
+        unsafe { self.values.piece(at + columns.start..at + columns.end) }
     }
 }
 
@@ -169,39 +217,49 @@ impl CpuTarget {
     pub(super) fn apply_linear(&self, x: &[f32], layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
         let mut scratch = self.scratch();
         let Scratch { activations, workers, .. } = &mut *scratch;
-        let k = layer.weight.cols;
-        let x = Rows { values: x, stride: k, width: k, count: x.len() / k };
-        self.multiply(x, layer, after, out, activations, workers)
+        let out = Out { values: &Disjoint::new(out), width: layer.weight.rows, first: 0, slots: None };
+        self.multiply(Rows::all(x, layer.weight.cols), layer, after, out, activations, workers)
     }
 
     pub(super) fn apply_mlp(&self, x: &[f32], mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
-        let (k, wide, n) = (mlp.up.weight.cols, mlp.up.weight.rows, mlp.down.weight.rows);
-        let rows = x.len() / k;
-        if rows == 0 {
+        let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows, first: 0, slots: None };
+        self.feed_forward(Rows::all(x, mlp.up.weight.cols), mlp, after, out)
+    }
+
+    /// Rows `slot / used` of `x` to rows `slot` of `out`, for all of `slots`, which ascend and lie inside.
+    pub(super) fn apply_expert(&self, x: &[f32], slots: &[u32], used: usize, mlp: &Mlp<CpuTarget>, out: &mut [f32]) -> Result<()> {
+        let x = Rows { count: slots.len(), slots: Some((slots, used)), ..Rows::all(x, mlp.up.weight.cols) };
+        let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows, first: 0, slots: Some(slots) };
+        self.feed_forward(x, mlp, After::Nothing, out)
+    }
+
+    fn feed_forward(&self, x: Rows<'_>, mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: Out<'_>) -> Result<()> {
+        if x.count == 0 {
             return Ok(());
         }
+        let wide = mlp.up.weight.rows;
         let mut scratch = self.scratch();
         let Scratch { activations, hidden, workers } = &mut *scratch;
         let most = (HIDDEN_BYTES / (4 * wide)).max(HIDDEN_ROWS);
-        let tile = rows.div_ceil(rows.div_ceil(most));
+        let tile = x.count.div_ceil(x.count.div_ceil(most));
         let hidden = hidden.at_least(tile * wide, "the hidden map of a feed-forward part")?;
-        for (x, out) in x.chunks(tile * k).zip(out.chunks_mut(tile * n)) {
-            let count = x.len() / k;
+        for first in (0..x.count).step_by(tile) {
+            let count = tile.min(x.count - first);
             let hidden = &mut hidden[..count * wide];
             let after_up = match mlp.act {
                 Activation::Gelu => After::Gelu,
                 Activation::QuickGelu => After::QuickGelu,
                 Activation::SiluGate => After::Nothing,
             };
-            let x = Rows { values: x, stride: k, width: k, count };
-            self.multiply(x, &mlp.up, after_up, hidden, activations, workers)?;
+            let up = Out { values: &Disjoint::new(hidden), width: wide, first: 0, slots: None };
+            self.multiply(x.part(first, count), &mlp.up, after_up, up, activations, workers)?;
             let mut width = wide;
             if mlp.act == Activation::SiluGate {
                 width = wide / 2;
                 self.silu_gate(hidden, count, width);
             }
-            let middle = Rows { values: hidden, stride: wide, width, count };
-            self.multiply(middle, &mlp.down, after, out, activations, workers)?;
+            let middle = Rows { width, ..Rows::all(hidden, wide) };
+            self.multiply(middle, &mlp.down, after, out.part(first), activations, workers)?;
         }
         Ok(())
     }
@@ -226,21 +284,23 @@ impl CpuTarget {
         });
     }
 
-    /// `x` `[rows, k]` through a layer into `out` `[rows, n]`.
+    /// `x` `[rows, k]` through a layer into as many rows of `out`.
     fn multiply(
         &self,
         x: Rows<'_>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
-        out: &mut [f32],
+        out: Out<'_>,
         activations: &mut Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
-        let n = layer.weight.rows;
+        if let Some(recorder) = &self.recorder {
+            recorder.lock().unwrap_or_else(PoisonError::into_inner).add(&self.pool, x, &layer.weight.parts);
+        }
         let floats = !layer.weight.parts.iter().any(|t| self.in_8_bits(t.ty()));
         let batch = if floats { FLOAT_BATCH } else { BATCH };
-        for (i, out) in out.chunks_mut(BATCH_MOST * n).enumerate() {
-            let x = x.part(i * BATCH_MOST, out.len() / n);
+        for first in (0..x.count).step_by(BATCH_MOST) {
+            let (x, out) = (x.part(first, BATCH_MOST.min(x.count - first)), out.part(first));
             if x.count < batch {
                 self.multiply_few(x, layer, after, out, activations, workers)?;
             } else {
@@ -261,12 +321,12 @@ impl CpuTarget {
         x: Rows<'_>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
-        out: &mut [f32],
+        out: Out<'_>,
         activations: &mut Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
         let matrix = &layer.weight;
-        let (k, n, rows) = (matrix.cols, matrix.rows, x.count);
+        let (k, rows) = (matrix.cols, x.count);
         if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
             self.quantize(x, &mut activations.q8)?;
         }
@@ -275,9 +335,8 @@ impl CpuTarget {
             worker.numbers.at_least(k, "a weight row")?;
             worker.sums.at_least(rows * STRIP, "results of a linear layer")?;
         }
-        let out = Disjoint::new(out);
         let q8 = &activations.q8;
-        self.pool.run(n, &|thread, mine| {
+        self.pool.run(matrix.rows, &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { numbers, sums, .. } = &mut *worker;
             let mut first = 0;
@@ -307,7 +366,7 @@ impl CpuTarget {
                     for m in 0..rows {
                         let y = &mut sums[m * STRIP..m * STRIP + strip.len()];
                         // SAFETY: the columns of `strip` belong to this worker alone.
-                        let out = unsafe { out.piece(m * n + strip.start..m * n + strip.end) };
+                        let out = unsafe { out.piece(m, strip.clone()) };
                         finish(&self.kernels, y, strip.clone(), layer, after, out);
                     }
                     at = strip.end;
@@ -324,7 +383,7 @@ impl CpuTarget {
         x: Rows<'_>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
-        out: &mut [f32],
+        out: Out<'_>,
         activations: &mut Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
@@ -342,7 +401,6 @@ impl CpuTarget {
                 }
             });
         }
-        let out = Disjoint::new(out);
         let (mut first, mut dealt) = (0, None);
         for tensor in &matrix.parts {
             let columns = first..first + tensor.rows();
@@ -352,9 +410,9 @@ impl CpuTarget {
                         self.deal_sums(rows, k, kind, activations)?;
                         dealt = Some(kind);
                     }
-                    self.multiply_codes(tensor, kind, rows, columns, layer, after, &out, activations, workers)?;
+                    self.multiply_codes(tensor, kind, rows, columns, layer, after, out, activations, workers)?;
                 }
-                None => self.multiply_floats(tensor, rows, columns, layer, after, &out, &activations.floats, workers)?,
+                None => self.multiply_floats(tensor, rows, columns, layer, after, out, &activations.floats, workers)?,
             }
             first += tensor.rows();
         }
@@ -371,11 +429,11 @@ impl CpuTarget {
         columns: Range<usize>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
-        out: &Disjoint<'_, f32>,
+        out: Out<'_>,
         activations: &Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
-        let (k, n) = (layer.weight.cols, layer.weight.rows);
+        let k = layer.weight.cols;
         let blocks = k / 32;
         let (codes_len, scales_len) = (blocks * PANEL_BLOCK, blocks * kind.groups() * PANEL);
         let minima_len = if kind.min { scales_len } else { 0 };
@@ -406,7 +464,7 @@ impl CpuTarget {
                     let tile = TILE.min(rows - row);
                     let x = Batch { qs: &qs[row * k..], d: &d[row * blocks..], aux: &aux[row * blocks * kind.groups()..], rows: tile };
                     self.kernels.multiply(x, panels, sums, count * PANEL);
-                    self.finish_tile(sums, row..row + tile, first, count, &columns, n, layer, after, out);
+                    self.finish_tile(sums, row..row + tile, first, count, &columns, layer, after, out);
                 }
             }
         });
@@ -422,11 +480,11 @@ impl CpuTarget {
         columns: Range<usize>,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
-        out: &Disjoint<'_, f32>,
+        out: Out<'_>,
         x: &[f32],
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
-        let (k, n) = (layer.weight.cols, layer.weight.rows);
+        let k = layer.weight.cols;
         let strip = panels_of_strip(4 * k * PANEL);
         for worker in workers {
             let mut worker = lock(worker);
@@ -450,7 +508,7 @@ impl CpuTarget {
                     let tile = TILE.min(rows - row);
                     let x = &x[row * k..(row + tile) * k];
                     self.kernels.multiply_float(x, k, &floats[..count * k * PANEL], sums, count * PANEL);
-                    self.finish_tile(sums, row..row + tile, first, count, &columns, n, layer, after, out);
+                    self.finish_tile(sums, row..row + tile, first, count, &columns, layer, after, out);
                 }
             }
         });
@@ -466,15 +524,14 @@ impl CpuTarget {
         first: usize,
         count: usize,
         columns: &Range<usize>,
-        n: usize,
         layer: &Linear<CpuTarget>,
         after: After<'_, Vec<f32>>,
-        out: &Disjoint<'_, f32>,
+        out: Out<'_>,
     ) {
         let mine = columns.start + first * PANEL..(columns.start + (first + count) * PANEL).min(columns.end);
         for (row, y) in rows.zip(sums.chunks_mut(count * PANEL)) {
             // SAFETY: the columns of these panels belong to this worker alone.
-            let out = unsafe { out.piece(row * n + mine.start..row * n + mine.end) };
+            let out = unsafe { out.piece(row, mine.clone()) };
             finish(&self.kernels, &mut y[..mine.len()], mine.clone(), layer, after, out);
         }
     }

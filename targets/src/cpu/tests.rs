@@ -11,7 +11,7 @@ use super::*;
 use crate::KvType;
 
 fn targets() -> Vec<CpuTarget> {
-    let make = |isa, threads| CpuTarget::new(CpuOptions { threads: Some(threads), isa: Some(isa), f32_activations: false }).unwrap();
+    let make = |isa, threads| CpuTarget::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() }).unwrap();
     Isa::supported().flat_map(|isa| [make(isa, 1), make(isa, 3)]).collect()
 }
 
@@ -102,7 +102,8 @@ fn activations_in_f32_are_exact() {
         let x = random(&mut rng, 10 * k);
         let (want, size) = product(&x, &numbers(&w));
         for isa in Isa::supported() {
-            let t = CpuTarget::new(CpuOptions { threads: Some(2), isa: Some(isa), f32_activations: true }).unwrap();
+            let t =
+                CpuTarget::new(CpuOptions { threads: Some(2), isa: Some(isa), f32_activations: true, ..CpuOptions::default() }).unwrap();
             let layer = Linear { weight: t.matrix(std::slice::from_ref(&w)).unwrap(), bias: None };
             let mut out = t.buffer(10, 9).unwrap();
             t.linear(&filled(&t, &x, k), &layer, After::Nothing, &mut out).unwrap();
@@ -178,6 +179,146 @@ fn feed_forward_parts_in_tiles() {
             assert!(first.iter().zip(out.values()).all(|(a, b)| (a - b).abs() < 1e-2), "{act:?} {}", t.name());
         }
     }
+}
+
+/// A routing of `rows` tokens to two of `experts` each, as slots of every expert.
+fn routes(rng: &mut Pcg64, rows: usize, experts: usize) -> Vec<Vec<u32>> {
+    let mut slots = vec![Vec::new(); experts];
+    for r in 0..rows {
+        let first = rng.random_range(0..experts);
+        let second = (first + rng.random_range(1..experts)) % experts;
+        slots[first].push(2 * r as u32);
+        slots[second].push(2 * r as u32 + 1);
+    }
+    slots
+}
+
+#[test]
+fn an_expert_is_the_feed_forward_part_of_its_tokens() {
+    let mut rng = Pcg64::seed_from_u64(10);
+    let (k, inner, rows, experts) = (256, 512, 33, 4);
+    for ty in [GgmlType::F32, GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::Q8_0] {
+        let stacks: [Tensor; 3] = [(inner, k), (inner, k), (k, inner)].map(|(n, k)| {
+            let all = tensor(ty, experts * n, k, &random(&mut rng, experts * n * k));
+            Tensor::owned("stack", ty, &[k, n, experts], all.bytes()).unwrap()
+        });
+        let x = random(&mut rng, rows * k);
+        let slots = routes(&mut rng, rows, experts);
+        let (weights, old) = (random(&mut rng, 2 * rows), random(&mut rng, rows * k));
+        let mut by_isa: Vec<(Isa, Vec<f32>)> = Vec::new();
+        for t in targets() {
+            let all: Vec<Mlp<CpuTarget>> = (0..experts)
+                .map(|e| {
+                    let part = |i: usize, n: usize| stacks[i].part(e * n..(e + 1) * n).unwrap();
+                    let up = Linear { weight: t.matrix(&[part(0, inner), part(1, inner)]).unwrap(), bias: None };
+                    Mlp { up, act: Activation::SiluGate, down: Linear { weight: t.matrix(&[part(2, k)]).unwrap(), bias: None } }
+                })
+                .collect();
+            let x_all = filled(&t, &x, k);
+            let run = |order: &[usize]| {
+                let mut y = t.buffer(2 * rows, k).unwrap();
+                y.values_mut().fill(f32::NAN);
+                let mut filled_slots = 0;
+                for &e in order {
+                    t.expert_mlp(&x_all, &slots[e], 2, &all[e], &mut y).unwrap();
+                    filled_slots += slots[e].len();
+                    assert_eq!(y.values().chunks(k).filter(|row| row.iter().all(|v| !v.is_nan())).count(), filled_slots, "others stay");
+                }
+                let mut out = filled(&t, &old, k);
+                t.mix_experts(&y, &weights, 2, &mut out).unwrap();
+                (y.values().to_vec(), out.values().to_vec())
+            };
+            let (y, out) = run(&[0, 1, 2, 3]);
+            assert_eq!(run(&[2, 0, 3, 1]), (y.clone(), out.clone()), "{ty} {}: the order of experts", t.name());
+            for (e, slots) in slots.iter().enumerate() {
+                for &slot in slots {
+                    let (slot, row) = (slot as usize, slot as usize / 2);
+                    let mut one = t.buffer(1, k).unwrap();
+                    t.mlp(&filled(&t, &x[row * k..(row + 1) * k], k), &all[e], After::Nothing, &mut one).unwrap();
+                    assert_eq!(one.values(), &y[slot * k..(slot + 1) * k], "{ty} {}: slot {slot} alone", t.name());
+                }
+            }
+            for (i, &got) in out.iter().enumerate() {
+                let (r, c) = (i / k, i % k);
+                let sum = weights[2 * r] * y[2 * r * k + c] + weights[2 * r + 1] * y[(2 * r + 1) * k + c];
+                assert_eq!(got, old[i] + sum, "{ty} {} row {r} column {c}", t.name());
+            }
+            match by_isa.iter().find(|(isa, _)| *isa == t.isa()) {
+                None => by_isa.push((t.isa(), out)),
+                Some((_, other)) => assert_eq!(&out, other, "{ty} {}: threads", t.name()),
+            }
+        }
+        let (_, portable) = &by_isa[0];
+        let size = portable.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (isa, out) in &by_isa[1..] {
+            // A last bit of a hidden number may move its 8-bit code by one.
+            let bound = size * if ty.is_float() { 1e-5 } else { 1e-3 };
+            assert!(out.iter().zip(portable).all(|(a, b)| (a - b).abs() <= bound), "{ty} {isa}");
+        }
+    }
+}
+
+#[test]
+fn what_is_recorded_is_the_sum_of_squares() {
+    let mut rng = Pcg64::seed_from_u64(11);
+    let (k, inner, experts, rows) = (96, 160, 3, 21);
+    let x = random(&mut rng, rows * k);
+    let plain = tensor(GgmlType::F16, 40, k, &random(&mut rng, 40 * k));
+    let stack = |n: usize, k: usize, rng: &mut Pcg64| {
+        let values = tensor(GgmlType::Q8_0, experts * n, k, &random(rng, experts * n * k));
+        Tensor::owned(if k == inner { "down" } else { "up" }, GgmlType::Q8_0, &[k, n, experts], values.bytes()).unwrap()
+    };
+    let (up, down) = (stack(inner, k, &mut rng), stack(k, inner, &mut rng));
+    let slots = [vec![0u32, 5, 6, 40], vec![], (7..40).collect()];
+    let mut first: Option<Vec<Recorded>> = None;
+    for threads in [1, 2, 5] {
+        for f32_activations in [false, true] {
+            let options = CpuOptions { threads: Some(threads), record: true, f32_activations, isa: Some(Isa::Portable) };
+            let t = CpuTarget::new(options).unwrap();
+            let layer = |w: Tensor| Linear { weight: t.matrix(&[w]).unwrap(), bias: None };
+            let xb = filled(&t, &x, k);
+            let mut out = t.buffer(rows, 40).unwrap();
+            t.linear(&xb, &layer(plain.clone()), After::Nothing, &mut out).unwrap();
+            let mut one = t.buffer(1, 40).unwrap();
+            t.linear(&filled(&t, &x[..k], k), &layer(plain.clone()), After::Nothing, &mut one).unwrap();
+            let mut y = t.buffer(2 * rows, k).unwrap();
+            for (e, slots) in slots.iter().enumerate() {
+                let up = layer(up.part(e * inner..(e + 1) * inner).unwrap());
+                let expert = Mlp { up, act: Activation::Gelu, down: layer(down.part(e * k..(e + 1) * k).unwrap()) };
+                t.expert_mlp(&xb, slots, 2, &expert, &mut y).unwrap();
+            }
+            let record = t.take_record();
+            assert_eq!(t.take_record(), [], "taken");
+            let names: Vec<_> = record.iter().map(|r| (&r.tensor[..], r.rows)).collect();
+            assert_eq!(names, [("down", 4), ("down", 33), ("t", 22), ("up", 4), ("up", 33)]);
+            assert_eq!([record[3].matrices(&up), record[4].matrices(&up)], [Some(0..1), Some(2..3)]);
+            assert_eq!([record[1].matrices(&down), record[1].matrices(&up)], [Some(2..3), None]);
+            assert_eq!(record[2].matrices(&plain), Some(0..1));
+            let squares = |rows: &mut dyn Iterator<Item = &[f32]>| {
+                rows.fold(vec![0f64; k], |sums, row| sums.iter().zip(row).map(|(s, &v)| s + f64::from(v).powi(2)).collect())
+            };
+            let near = |a: &[f64], b: &[f64]| assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-13 * b), "{a:?} {b:?}");
+            near(&record[2].sums, &squares(&mut x.chunks(k).chain(x.chunks(k).take(1))));
+            near(&record[4].sums, &squares(&mut slots[2].iter().map(|&s| &x[s as usize / 2 * k..][..k])));
+            // The hidden map of the first expert, by definition.
+            let w = numbers(&up);
+            let mut want = vec![0f64; inner];
+            for &slot in &slots[0] {
+                let (h, _) = product(&x[slot as usize / 2 * k..][..k], &w[..inner]);
+                want.iter_mut().zip(h).for_each(|(sum, h)| *sum += (h * 0.5 * (1.0 + libm::erf(h / 2f64.sqrt()))).powi(2));
+            }
+            let tolerance = if f32_activations { 1e-5 } else { 0.05 };
+            let largest = want.iter().fold(0f64, |m, &v| m.max(v));
+            assert!(record[0].sums.iter().zip(&want).all(|(a, b)| (a - b).abs() <= tolerance * largest));
+            if !f32_activations {
+                assert_eq!(first.get_or_insert_with(|| record.clone()), &record, "{threads} threads");
+            }
+        }
+    }
+    let t = &targets()[0];
+    let layer = Linear { weight: t.matrix(&[plain]).unwrap(), bias: None };
+    t.linear(&filled(t, &x, k), &layer, After::Nothing, &mut t.buffer(rows, 40).unwrap()).unwrap();
+    assert_eq!(t.take_record(), [], "not asked for");
 }
 
 fn attention64(q: &[f64], keys: &[&[f32]], values: &[&[f32]], scale: f64) -> Vec<f64> {
@@ -331,6 +472,9 @@ fn maps() {
     let mut out = t.buffer(4, 4).unwrap();
     t.fold_2x2(&b, MapShape { batch: 2, height: 2, width: 4 }, &mut out).unwrap();
     assert_eq!(out.values(), [0., 1., 4., 5., 2., 3., 6., 7., 8., 9., 12., 13., 10., 11., 14., 15.]);
+    let mut pooled = t.buffer(5, 1).unwrap();
+    t.pool_2x2(&b, MapShape { batch: 2, height: 2, width: 4 }, &mut pooled).unwrap();
+    assert_eq!(pooled.values(), [2.5, 4.5, 10.5, 12.5]);
     let mut means = t.buffer(2, 4).unwrap();
     t.mean_rows(&out, 2, &mut means).unwrap();
     assert_eq!(means.values(), [1., 2., 5., 6., 9., 10., 13., 14.]);
@@ -430,6 +574,6 @@ fn settings_are_understood_or_refused() {
     assert!(!f32_activations(Some("q8")).unwrap() && !f32_activations(None).unwrap());
     let e = f32_activations(Some("f64")).unwrap_err();
     assert!(e.to_string().contains("SPHINX_ACTIVATIONS=f64"), "{e}");
-    let t = CpuTarget::new(CpuOptions { threads: Some(1), isa: Some(Isa::Portable), f32_activations: false }).unwrap();
+    let t = CpuTarget::new(CpuOptions { threads: Some(1), isa: Some(Isa::Portable), ..CpuOptions::default() }).unwrap();
     assert_eq!(t.name(), "cpu portable, 1 thread");
 }
