@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{ConvertError, Result};
-use crate::variant::Variant;
+use crate::variant::{Defaults, Variant};
 
 /// The decoder's settings, defaults filled in and plausible one by one; [`crate::registry`] checks them against the tensors.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,8 +18,12 @@ pub struct Config {
     pub heads: usize,
     /// Key and value heads; they divide `heads`.
     pub kv_heads: usize,
-    /// Hidden width of the feed-forward part.
+    /// Hidden width of the feed-forward part, of one expert in a mixture.
     pub hidden: usize,
+    /// Experts per layer; 0 without a mixture.
+    pub experts: usize,
+    /// Experts used per token.
+    pub experts_used: usize,
     /// Epsilon of every RMSNorm.
     pub norm_eps: f32,
     /// Base of the rotary frequencies.
@@ -52,6 +56,9 @@ const KNOWN: &[&str] = &[
     "trainable_mode",
 ];
 
+/// Keys of a mixture alone.
+const OF_MIXTURES: &[&str] = &["hidden_dim", "moe"];
+
 /// Keys that would change the arithmetic when switched on.
 const ADAPTERS: &[&str] = &["lora_rank", "bias_tuning", "norm_tuning"];
 
@@ -72,6 +79,7 @@ impl Config {
             }
             ConvertError::invalid(&file, format!("{key} is {found}, expected {wanted}"), "correct it; is this a SPHINX checkpoint?")
         };
+        let mixture = variant.language.is_mixture();
         for (key, value) in raw {
             if ADAPTERS.contains(&key.as_str()) {
                 let off = value.is_null() || value == &Value::Bool(false) || value.as_f64() == Some(0.0);
@@ -82,7 +90,7 @@ impl Config {
                         "merge the adapter into the weights first",
                     ));
                 }
-            } else if !KNOWN.contains(&key.as_str()) {
+            } else if !KNOWN.contains(&key.as_str()) && !(mixture && OF_MIXTURES.contains(&key.as_str())) {
                 warnings.push(format!("{}: unknown key \"{}\" is ignored", file.display(), sphinx_quant::error::printable(key)));
             }
         }
@@ -100,10 +108,10 @@ impl Config {
                 _ => Err(bad(key, v, "a positive number")),
             },
         };
-        let (dim, layers, heads) = variant.defaults;
-        let dim = count("dim", u64::from(dim))?;
-        let layers = count("n_layers", u64::from(layers))?;
-        let heads = count("n_heads", u64::from(heads))?;
+        let defaults = variant.defaults;
+        let dim = count("dim", u64::from(defaults.dim))?;
+        let layers = count("n_layers", u64::from(defaults.layers))?;
+        let heads = count("n_heads", u64::from(defaults.heads))?;
         let kv_heads = count("n_kv_heads", heads as u64)?;
         if !dim.is_multiple_of(heads) || !(dim / heads).is_multiple_of(2) {
             return Err(ConvertError::invalid(
@@ -134,14 +142,30 @@ impl Config {
                 _ => return Err(bad("max_seq_len", v, "a whole number")),
             },
         };
+        let (mut experts, mut experts_used) = (0, 0);
+        let mut hidden = hidden_size(dim, multiple_of, multiplier);
+        if mixture {
+            hidden = count("hidden_dim", u64::from(defaults.hidden))?;
+            (experts, experts_used) = mixture_of(raw, defaults).map_err(|v| {
+                let wanted = format!("{{\"num_experts\": 1 to {MOST_EXPERTS}, \"num_experts_per_tok\": no more than that}}");
+                bad("moe", &v, &wanted)
+            })?;
+        }
+        let rope_theta = positive("rope_theta")?;
+        if rope_theta.is_none() && variant.states_theta() {
+            let theta = defaults.rope_theta;
+            warnings.push(format!("{}: rope_theta is not stated; {theta} is taken, that of InternLM2-7B", file.display()));
+        }
         Ok(Config {
             dim,
             layers,
             heads,
             kv_heads,
-            hidden: hidden_size(dim, multiple_of, multiplier),
+            hidden,
+            experts,
+            experts_used,
             norm_eps: positive("norm_eps")?.unwrap_or(1e-5),
-            rope_theta: positive("rope_theta")?.unwrap_or(10000.0),
+            rope_theta: rope_theta.unwrap_or(defaults.rope_theta),
             rope_scaling: positive("rope_scaling")?,
             max_seq_len,
             file,
@@ -152,6 +176,28 @@ impl Config {
     pub fn head_dim(&self) -> usize {
         self.dim / self.heads
     }
+}
+
+/// Most experts of a layer.
+const MOST_EXPERTS: u64 = 1024;
+
+/// `num_experts` and `num_experts_per_tok` of the object `moe`, or that object when it makes no sense.
+fn mixture_of(raw: &Map<String, Value>, defaults: Defaults) -> Result<(usize, usize), Value> {
+    let (experts, used) = (u64::from(defaults.experts), u64::from(defaults.experts_used));
+    let (experts, used) = match raw.get("moe") {
+        None | Some(Value::Null) => (experts, used),
+        Some(Value::Object(moe)) => {
+            let whole = |key: &str, default: u64| moe.get(key).map_or(Some(default), Value::as_u64);
+            let known = moe.keys().all(|k| ["num_experts", "num_experts_per_tok"].contains(&k.as_str()));
+            match (whole("num_experts", experts), whole("num_experts_per_tok", used)) {
+                (Some(experts), Some(used)) if known => (experts, used),
+                _ => return Err(Value::Object(moe.clone())),
+            }
+        }
+        Some(other) => return Err(other.clone()),
+    };
+    let sensible = (1..=MOST_EXPERTS).contains(&experts) && (1..=experts).contains(&used);
+    if sensible { Ok((experts as usize, used as usize)) } else { Err(raw.get("moe").cloned().unwrap_or_default()) }
 }
 
 /// The hidden width that the public code gives a dense feed-forward part: two thirds of 4·dim, times the multiplier,
@@ -169,11 +215,42 @@ mod tests {
     use super::*;
     use crate::variant;
 
-    fn read(json: &str) -> (Result<Config>, Vec<String>) {
+    fn read_as(llama_type: &str, json: &str) -> (Result<Config>, Vec<String>) {
         let raw: Map<String, Value> = serde_json::from_str(json).unwrap();
         let mut warnings = vec![];
-        let variant = variant::find("llama_ens_light", Path::new("")).unwrap();
-        (Config::read(&raw, variant, Path::new("d"), &mut warnings), warnings)
+        let variant = variant::find(llama_type, Path::new("")).unwrap();
+        (Config::read(&raw, &variant, Path::new("d"), &mut warnings), warnings)
+    }
+
+    fn read(json: &str) -> (Result<Config>, Vec<String>) {
+        read_as("llama_ens_light", json)
+    }
+
+    #[test]
+    fn mixtures_have_settings_of_their_own() {
+        let (c, w) = read_as("mixtral_sparse", "{}");
+        let c = c.unwrap();
+        assert_eq!((c.dim, c.layers, c.kv_heads, c.hidden, c.experts, c.experts_used), (4096, 32, 32, 16384, 8, 2));
+        assert!(c.rope_theta == 1e6 && w.is_empty());
+        let json = r#"{"hidden_dim": 14336, "moe": {"num_experts_per_tok": 1, "num_experts": 4}, "head_dim": 99}"#;
+        let (c, w) = read_as("mixtral", json);
+        let c = c.unwrap();
+        assert_eq!((c.hidden, c.experts, c.experts_used, c.head_dim()), (14336, 4, 1, 128));
+        assert!(w.is_empty(), "{w:?}");
+        // In a dense model these keys mean nothing.
+        assert_eq!(read(json).1.len(), 2);
+        for moe in ["3", "[]", r#"{"num_experts": 0}"#, r#"{"num_experts": 1e9}"#, r#"{"num_experts": 1}"#, r#"{"top_k": 2}"#] {
+            let (c, _) = read_as("mixtral", &format!(r#"{{"moe": {moe}}}"#));
+            assert!(c.expect_err(moe).to_string().contains("moe is"));
+        }
+    }
+
+    #[test]
+    fn a_base_that_nobody_states_is_said() {
+        let (c, w) = read_as("internlm2_ens_light", "{}");
+        assert!(c.unwrap().rope_theta == 1e6 && w.len() == 1 && w[0].contains("rope_theta"));
+        let (c, w) = read_as("internlm2_ens_light", r#"{"rope_theta": 10000}"#);
+        assert!(c.unwrap().rope_theta == 1e4 && w.is_empty());
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Loaded {
         if elsewhere.is_some() && variant.vision.is_none() {
             return Err(ConvertError::Usage(format!("--vision is given, but llama_type {} is text only", variant.llama_type)));
         }
-        let config = Config::read(checkpoint.config(), variant, checkpoint.folder(), &mut warnings)?;
+        let config = Config::read(checkpoint.config(), &variant, checkpoint.folder(), &mut warnings)?;
         let tokenizer = checkpoint.tokenizer_model().ok_or_else(|| {
             let what = "no tokenizer.model; other tokenizers are not supported";
             ConvertError::invalid(checkpoint.folder(), what, "put the checkpoint's SentencePiece model beside it")

@@ -85,7 +85,7 @@ pub fn language(
         (keys::TOK_ADD_EOS.into(), Value::Bool(false)),
         (keys::TOK_ADD_SPACE_PREFIX.into(), Value::Bool(tokenizer.add_space_prefix)),
     ]);
-    out.push((ours(keys::LLAMA_TYPE), text(model.variant.llama_type)));
+    out.push((ours(keys::LLAMA_TYPE), text(&model.variant.llama_type)));
     out.push((ours(keys::PAIR_ID), text(NO_PAIR_ID)));
     if let Some(layout) = &model.variant.vision {
         out.push((ours(keys::IMAGE_ROWS), Value::U32(layout.image_rows())));
@@ -108,7 +108,7 @@ pub fn vision(model: &Model, name: &str, file_type: u32, quantised: bool) -> Opt
     let floats = |v: [f32; 3]| Value::Array(Array::F32(v.to_vec()));
     let mut out = general(keys::ARCH_VISION, name, file_type, quantised);
     out.extend([
-        (key(keys::LLAMA_TYPE), text(model.variant.llama_type)),
+        (key(keys::LLAMA_TYPE), text(&model.variant.llama_type)),
         (key(keys::PAIR_ID), text(NO_PAIR_ID)),
         (key(keys::PROJECTION_DIM), count(sizes.dim)),
         (key(keys::IMAGE_SIZE), Value::U32(layout.image_size)),

@@ -98,8 +98,14 @@ pub struct Sizes {
     pub q: usize,
     /// Key heads times their width.
     pub kv: usize,
-    /// Hidden width of the feed-forward part.
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Hidden width of the feed-forward part, of one expert in a mixture.
     pub hidden: usize,
+    /// Experts per layer; 0 without a mixture.
+    pub experts: usize,
     /// Decoder layers.
     pub layers: usize,
     /// Blocks of every ConvNeXt stage.
@@ -116,6 +122,30 @@ pub struct Sizes {
     pub dino_swiglu: bool,
     /// Entries of its stored position table, class row included.
     pub dino_positions: usize,
+    /// Blocks of CLIP's visual tower; 0 without one.
+    pub clip_depth: usize,
+    /// Width of CLIP's visual tower.
+    pub clip_width: usize,
+    /// Hidden width of its MLP.
+    pub clip_hidden: usize,
+    /// Blocks of the EVA tower; 0 without a Q-Former.
+    pub eva_depth: usize,
+    /// Width of the EVA tower.
+    pub eva_width: usize,
+    /// Hidden width of its MLP.
+    pub eva_hidden: usize,
+    /// Layers of the Q-Former.
+    pub qf_depth: usize,
+    /// Width of the Q-Former.
+    pub qf_width: usize,
+    /// Hidden width of its feed-forward parts.
+    pub qf_hidden: usize,
+    /// Its learned queries.
+    pub qf_queries: usize,
+    /// Layer 0 and every multiple of this look at the EVA tower.
+    pub qf_cross_every: usize,
+    /// Rows that stand for an empty sub-image, all places together; 0 without skip rows.
+    pub skip_rows: usize,
 }
 
 impl Sizes {
@@ -149,7 +179,10 @@ impl Sizes {
             vocab,
             q: config.dim,
             kv: config.kv_heads * config.head_dim(),
+            heads: config.heads,
+            kv_heads: config.kv_heads,
             hidden: config.hidden,
+            experts: config.experts,
             layers: config.layers,
             ..Sizes::default()
         }
@@ -386,7 +419,7 @@ pub fn unclaimed(checkpoint: &Checkpoint, claimed: &HashSet<&str>, strict: bool,
 #[derive(Clone, Debug)]
 pub struct Model {
     /// What it is.
-    pub variant: &'static Variant,
+    pub variant: Variant,
     /// Its lengths.
     pub sizes: Sizes,
     /// Tensors of the language half.
@@ -397,7 +430,7 @@ pub struct Model {
 
 impl Model {
     /// The tensors of a `variant` of these sizes.
-    pub fn new(variant: &'static Variant, sizes: Sizes) -> Model {
+    pub fn new(variant: Variant, sizes: Sizes) -> Model {
         let language = language_items(&sizes);
         let vision = variant.vision.as_ref().map_or(vec![], |layout| vision_items(&sizes, layout));
         Model { variant, sizes, language, vision }

@@ -88,6 +88,8 @@ fn tiny_config(dim: usize, layers: usize, heads: usize, kv_heads: usize, hidden:
         heads,
         kv_heads,
         hidden,
+        experts: 0,
+        experts_used: 0,
         norm_eps: 1e-5,
         rope_theta: 10000.0,
         rope_scaling: None,
