@@ -6,9 +6,10 @@
 //! their size nor somebody else's `truncate` can hurt.
 //!
 //! `zip` reads the container of a `.pth`, `pickle` its description, `safetensors` the other format, `shards` knows how the files of
-//! a directory are named, and `stored` reads boxes of elements.
+//! a directory are named, `parts` what holds for files that an index lists, and `stored` reads boxes of elements.
 
-mod json;
+pub(crate) mod json;
+mod parts;
 pub mod pickle;
 mod pth;
 mod safetensors;
@@ -112,7 +113,7 @@ pub struct Merged {
 
 impl Checkpoint {
     /// Opens checkpoints in the public layout (later directories override tensors and settings of earlier ones), a directory of
-    /// safetensors files, or a single `.pth` or `.safetensors` file.
+    /// `model*.safetensors` or `pytorch_model*.bin` files, or a single `.pth`, `.bin` or `.safetensors` file.
     ///
     /// # Errors
     /// [`ConvertError::Io`] when a path is missing or cannot be read; [`ConvertError::Invalid`] for everything that is wrong with

@@ -798,6 +798,137 @@ fn an_index_leads_nowhere_else() {
     refused(open(&folder), "model-00002-of-00002.safetensors");
 }
 
+/// A file of `torch.save` with vectors of two numbers each under these names.
+fn bin(tensors: &[(&str, [f32; 2])]) -> Vec<u8> {
+    let mut body = vec![b"}".to_vec()];
+    for (i, (name, _)) in tensors.iter().enumerate() {
+        let whole = storage("torch.FloatStorage", "0", 2 * tensors.len() as i64);
+        body.extend([text(name), tensor(whole, 2 * i as i64, &[2], &[1]), b"s".to_vec()]);
+    }
+    body.push(b".".to_vec());
+    let data: Vec<u8> = tensors.iter().flat_map(|(_, v)| v).flat_map(|x| x.to_le_bytes()).collect();
+    pth(&stream(&[&body.concat()]), &data)
+}
+
+const BIN: [&str; 2] = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"];
+const BIN_INDEX: &str = "pytorch_model.bin.index.json";
+
+/// Two parts and their index.
+fn bin_parts(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join(BIN[0]), bin(&[("model.a", [1.0, 2.0]), ("model.b", [3.0, 4.0])])).unwrap();
+    std::fs::write(folder.join(BIN[1]), bin(&[("lm_head", [5.0, 6.0])])).unwrap();
+    let index = format!(
+        r#"{{"metadata": {{"total_size": 24}}, "weight_map": {{"model.a": "{0}", "model.b": "{0}", "lm_head": "{1}"}}}}"#,
+        BIN[0], BIN[1]
+    );
+    std::fs::write(folder.join(BIN_INDEX), index).unwrap();
+}
+
+#[test]
+fn torch_parts_and_their_index_are_one_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("hub");
+    bin_parts(&folder);
+    for (name, data) in [("training_args.bin", "x"), ("optimizer.pt", "x"), ("config.json", r#"{"model_type": "llama"}"#)] {
+        std::fs::write(folder.join(name), data).unwrap();
+    }
+    let all =
+        |c: &Checkpoint| -> Vec<(String, Vec<f32>)> { c.names().map(|n| (n.to_owned(), read(c, n, Rule::Same, 1).unwrap().1)).collect() };
+    let want = vec![("lm_head".to_owned(), vec![5.0, 6.0]), ("model.a".to_owned(), vec![1.0, 2.0]), ("model.b".to_owned(), vec![3.0, 4.0])];
+    let opened = open(&folder).unwrap();
+    assert_eq!((all(&opened), opened.notes()), (want.clone(), &[][..]));
+    std::fs::remove_file(folder.join(BIN_INDEX)).unwrap();
+    assert_eq!(all(&open(&folder).unwrap()), want);
+    let alone = scratch.path().join("alone");
+    std::fs::create_dir(&alone).unwrap();
+    std::fs::copy(folder.join(BIN[0]), alone.join("pytorch_model.bin")).unwrap();
+    assert_eq!(all(&open(&alone).unwrap()), want[1..]);
+    assert_eq!(all(&open(&alone.join("pytorch_model.bin")).unwrap()), want[1..]);
+
+    refused(open(&folder.join(BIN[0])), "is one shard of several");
+    std::fs::write(folder.join("pytorch_model.bin"), bin(&[("z", [0.0; 2])])).unwrap();
+    refused(open(&folder), "holds pytorch_model.bin and numbered parts of another");
+    std::fs::remove_file(folder.join("pytorch_model.bin")).unwrap();
+    std::fs::write(folder.join(BIN[1]), b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.").unwrap();
+    let message = refused(open(&folder), "is a legacy (non-zip) torch file");
+    assert!(message.contains(BIN[1]) && message.contains("re-save"), "{message}");
+    std::fs::remove_file(folder.join(BIN[1])).unwrap();
+    refused(open(&folder), "holds 1 of 2 bin parts; see pytorch_model-00002-of-00002.bin");
+}
+
+#[test]
+fn of_the_same_weights_in_two_formats_safetensors_are_taken() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("both");
+    copy("parts", &folder);
+    bin_parts(&folder);
+    let opened = open(&folder).unwrap();
+    assert!(opened.names().any(|n| n == "model.b.same") && !opened.names().any(|n| n == "lm_head"));
+    assert!(opened.notes().iter().any(|n| n.contains("*.safetensors is taken")), "{:?}", opened.notes());
+    std::fs::write(folder.join("consolidated.00.pth"), bin(&[("x", [0.0; 2])])).unwrap();
+    refused(open(&folder), "holds files of two formats");
+}
+
+#[test]
+fn an_index_is_checked_against_the_files() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("hub");
+    bin_parts(&folder);
+    let index = folder.join(BIN_INDEX);
+    let good = std::fs::read_to_string(&index).unwrap();
+    let says = |text: String, wanted: &str| {
+        std::fs::write(&index, text).unwrap();
+        let message = refused(open(&folder), wanted);
+        assert!(message.contains("hub"), "{message}");
+        message
+    };
+    let swapped = good.replace(&format!(r#""lm_head": "{}""#, BIN[1]), &format!(r#""lm_head": "{}""#, BIN[0]));
+    // Nothing points to the second part any more.
+    says(swapped.clone(), "holds pytorch_model-00002-of-00002.bin, which its index does not mention");
+    let swapped = swapped.replace(&format!(r#""model.b": "{}""#, BIN[0]), &format!(r#""model.b": "{}""#, BIN[1]));
+    let message = says(swapped, &format!("has a tensor that is in {}", BIN[1]));
+    assert!(message.contains("lm_head") && message.contains(BIN_INDEX), "{message}");
+    says(good.replace("lm_head", "lm_foot"), "has a tensor that it lacks");
+    let deep = format!("{{\"weight_map\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    for (text, wanted) in [
+        (good.replace(BIN[1], "../pytorch_model.bin"), "not the plain name of a .bin file"),
+        (good.replace(BIN[1], "/etc/passwd"), "not the plain name of a .bin file"),
+        (good.replace(BIN[1], "model.safetensors"), "not the plain name of a .bin file"),
+        (good.replace(BIN[1], r#"a\u0000.bin"#), "not the plain name of a .bin file"),
+        (good.replace(BIN[1], BIN_INDEX), "not the plain name of a .bin file"),
+        (good.replace(&format!("\"{}\"", BIN[1]), "7"), "not the plain name of a .bin file"),
+        (good.replace(&format!("\"{}\"", BIN[1]), "{\"file\": []}"), "not the plain name of a .bin file"),
+        (good.replace(BIN[1], &format!("{}.bin", "x".repeat(300))), "not the plain name of a .bin file"),
+        (good.replace(BIN[1], "pytorch_model-00003-of-00002.bin"), "which is missing"),
+        (good.replace("model.b", "model.a"), "comes twice"),
+        (good[..good.len() - 3].to_owned(), "is not valid JSON"),
+        ("[1]".into(), "not an object"),
+        (r#"{"weight_map": null}"#.into(), "no object \"weight_map\""),
+        (deep, "is not valid JSON"),
+        (" ".repeat((16 << 20) + 1), "at most 16777216 are read"),
+    ] {
+        says(text, wanted);
+    }
+    // A tensor that is in no list is converted or named as any other, and said.
+    std::fs::write(&index, good.replace(&format!(r#""model.b": "{}", "#, BIN[0]), "")).unwrap();
+    let opened = open(&folder).unwrap();
+    assert!(opened.names().any(|n| n == "model.b") && opened.notes().iter().any(|n| n.contains("does not list: model.b")));
+}
+
+#[test]
+fn a_visual_half_needs_neither_settings_nor_a_vocabulary() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tensors = bin(&[("llma.start_img", [1.0, 2.0]), ("llma.dinov2_vitg14.cls_token", [3.0, 4.0])]);
+    for name in ["visual.pth", "consolidated.00-of-01.model.pth", "visual.bin"] {
+        let path = scratch.path().join(name);
+        std::fs::write(&path, &tensors).unwrap();
+        let opened = open(&path).unwrap();
+        assert_eq!((opened.names().count(), opened.config().len(), opened.llama_type()), (2, 0, None), "{name}");
+    }
+    assert_eq!(open(scratch.path()).unwrap().shapes("llma.start_img").unwrap(), [[2]]);
+}
+
 #[test]
 fn a_file_that_changed_is_noticed() {
     let scratch = tempfile::tempdir().unwrap();

@@ -13,15 +13,15 @@ use super::source::Source;
 use crate::error::{ConvertError, Result};
 
 /// The longest `config.json` or `meta.json` read, in bytes.
-pub(super) const MAX_SETTINGS_BYTES: u64 = 1 << 20;
-/// The longest `model.safetensors.index.json` read, in bytes.
-pub(super) const MAX_INDEX_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_SETTINGS_BYTES: u64 = 1 << 20;
+/// The longest index or tokeniser settings read, in bytes.
+pub(crate) const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 /// Reads a file that holds one object.
 ///
 /// # Errors
 /// [`ConvertError::Invalid`] when it is longer than `most` bytes, nests deeper than 128, names a key twice or is no object.
-pub(super) fn object(path: &Path, most: u64) -> Result<Map<String, Value>> {
+pub(crate) fn object(path: &Path, most: u64) -> Result<Map<String, Value>> {
     let file = Source::open(path)?;
     let bad = |what: String| ConvertError::invalid(path, what, "repair the file, or get it again");
     if file.bytes() > most {

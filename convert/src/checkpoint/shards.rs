@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
 use sphinx_quant::error::printable;
 
+use super::parts::{self, File, Format};
 use super::source::Source;
-use super::{Tensors, json, pth, safetensors};
+use super::{Tensors, pth, safetensors};
 use crate::error::{ConvertError, Result};
 
-const INDEX: &str = "model.safetensors.index.json";
-const EXPECTED: &str = "a checkpoint directory holds consolidated.RR-of-MM.model.pth, consolidated.RR.pth or model*.safetensors";
-const FETCH: &str = "put all shards of one checkpoint into the directory, and nothing else";
+const EXPECTED: &str =
+    "a checkpoint directory holds consolidated.RR-of-MM.model.pth, consolidated.RR.pth, model*.safetensors or pytorch_model*.bin";
+pub(super) const FETCH: &str = "put all shards of one checkpoint into the directory, and nothing else";
 
 /// One rank of a model-parallel checkpoint: usually one file.
 pub(super) struct Rank {
@@ -35,30 +35,19 @@ enum Named {
     Diff,
     /// `consolidated.RR.pth`
     Meta { rank: usize },
-    /// `model-NNNNN-of-MMMMM.safetensors`
-    Part { part: usize, of: usize },
-    /// Any other `*.safetensors`, and `model.safetensors`
-    Safetensors,
-    /// [`INDEX`]
-    Index,
+    /// Belongs to a set of files that each hold some of the tensors.
+    Set(Format, File),
 }
 
 /// Exactly `digits` decimal digits.
-fn number(text: &str, digits: usize) -> Option<usize> {
+pub(super) fn number(text: &str, digits: usize) -> Option<usize> {
     (text.len() == digits && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
 }
 
 /// The whole name must match; training leftovers (`.optimizer.pth`, `.other.pth`) match nothing.
 fn named(name: &str) -> Option<Named> {
-    if name == INDEX {
-        return Some(Named::Index);
-    }
-    if let Some(stem) = name.strip_suffix(".safetensors") {
-        let part = stem.strip_prefix("model-").and_then(|numbers| {
-            let (part, of) = numbers.split_once("-of-")?;
-            Some(Named::Part { part: number(part, 5)?, of: number(of, 5)? })
-        });
-        return Some(part.unwrap_or(Named::Safetensors));
+    if let Some((format, file)) = parts::named(name) {
+        return Some(Named::Set(format, file));
     }
     let middle = name.strip_prefix("consolidated.")?.strip_suffix(".pth")?;
     if let Some(rank) = number(middle, 2) {
@@ -85,12 +74,20 @@ pub(super) fn directory(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<Ra
             found.entry(kind).or_default().push(name.to_owned());
         }
     }
+    let of_set = |found: &BTreeMap<Named, Vec<String>>, wanted: Format| found.keys().any(|k| matches!(k, Named::Set(f, _) if *f == wanted));
+    if of_set(&found, Format::Safetensors) && of_set(&found, Format::Torch) {
+        // Many directories hold the same weights twice; what needs no unpickling is taken, as transformers does.
+        found.retain(|k, _| !matches!(k, Named::Set(Format::Torch, _)));
+        let (taken, left) = (Format::Safetensors.pattern(), Format::Torch.pattern());
+        notes.push(format!("{}: holds {taken} and {left}; {taken} is taken", folder.display()));
+    }
     let some = |test: fn(&Named) -> bool| found.keys().any(test);
     let formats: Vec<&str> = [
         (some(|k| matches!(k, Named::Model { .. })), "consolidated.RR-of-MM.model.pth"),
         (some(|k| matches!(k, Named::Diff)), "consolidated.RR-of-MM.model-diff.pth"),
         (some(|k| matches!(k, Named::Meta { .. })), "consolidated.RR.pth"),
-        (some(|k| matches!(k, Named::Part { .. } | Named::Safetensors | Named::Index)), "*.safetensors"),
+        (of_set(&found, Format::Safetensors), Format::Safetensors.pattern()),
+        (of_set(&found, Format::Torch), Format::Torch.pattern()),
     ]
     .into_iter()
     .filter_map(|(is, name)| is.then_some(name))
@@ -103,8 +100,13 @@ pub(super) fn directory(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<Ra
     if some(|k| matches!(k, Named::Diff)) {
         return Err(bad("holds a delta (model-diff), which is not supported".into(), "add it to its base with the public tools first"));
     }
-    if some(|k| matches!(k, Named::Part { .. } | Named::Safetensors | Named::Index)) {
-        return Ok(vec![safetensors_directory(folder, &found, notes)?]);
+    if let Some(format) = found.keys().find_map(|k| if let Named::Set(format, _) = k { Some(*format) } else { None }) {
+        let file = |(k, names): (&Named, &Vec<String>)| {
+            let Named::Set(_, file) = *k else { return Vec::new() };
+            names.iter().map(|name| (file, name.clone())).collect()
+        };
+        let files: Vec<(File, String)> = found.iter().flat_map(file).collect();
+        return Ok(vec![parts::directory(folder, format, &files, notes)?]);
     }
 
     // The number of shards is the number of matching files; all of their names must be there.
@@ -138,7 +140,7 @@ pub(super) fn file(path: &Path, alone: bool, notes: &mut Vec<String>) -> Result<
     let shard = match kind {
         Some(Named::Model { of, .. }) => of != 1,
         Some(Named::Meta { rank }) => rank != 0 || beside(1),
-        Some(Named::Part { of, .. }) => of != 1,
+        Some(Named::Set(_, File::Part { of, .. })) => of != 1,
         _ => false,
     };
     if shard && alone {
@@ -149,14 +151,16 @@ pub(super) fn file(path: &Path, alone: bool, notes: &mut Vec<String>) -> Result<
     }
     match kind {
         Some(Named::Diff) => Err(ConvertError::invalid(path, "is a delta (model-diff), which is not supported", FETCH)),
-        Some(Named::Index) => Err(ConvertError::invalid(path, "is an index, not a checkpoint", "give the directory that holds it")),
-        Some(Named::Part { .. } | Named::Safetensors) => safetensors_rank(path, notes),
+        Some(Named::Set(_, File::Index)) => {
+            Err(ConvertError::invalid(path, "is an index, not a checkpoint", "give the directory that holds it"))
+        }
+        Some(Named::Set(format, _)) => format.open(path, notes),
         Some(Named::Meta { .. }) => pth_rank(path, false, "llma.", notes),
         Some(Named::Model { .. }) | None => pth_rank(path, true, "", notes),
     }
 }
 
-fn pth_rank(path: &Path, wrapped: bool, prefix: &str, notes: &mut Vec<String>) -> Result<Rank> {
+pub(super) fn pth_rank(path: &Path, wrapped: bool, prefix: &str, notes: &mut Vec<String>) -> Result<Rank> {
     rank_of(Source::open(path)?, wrapped, prefix, notes)
 }
 
@@ -168,7 +172,7 @@ pub(super) fn rank_of(source: Source, wrapped: bool, prefix: &str, notes: &mut V
     Ok(Rank { path: source.path().to_owned(), sources: vec![source], tensors, skipped })
 }
 
-fn safetensors_rank(path: &Path, notes: &mut Vec<String>) -> Result<Rank> {
+pub(super) fn safetensors_rank(path: &Path, notes: &mut Vec<String>) -> Result<Rank> {
     let source = Arc::new(Source::open(path)?);
     let (tensors, skipped) = safetensors::tensors(&source)?;
     super::note_skipped(&source, &skipped, notes);
@@ -207,82 +211,4 @@ fn alike(ranks: &[Rank], notes: &mut Vec<String>) -> Result<()> {
 /// A file's name, printable.
 pub(super) fn shown(path: &Path) -> String {
     printable(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy())
-}
-
-/// Several files, each with some of the tensors.
-fn safetensors_directory(folder: &Path, found: &BTreeMap<Named, Vec<String>>, notes: &mut Vec<String>) -> Result<Rank> {
-    let bad = |what: String| ConvertError::invalid(folder, what, FETCH);
-    let parts: Vec<(usize, usize)> =
-        found.keys().filter_map(|k| if let Named::Part { part, of } = k { Some((*part, *of)) } else { None }).collect();
-    let plain: Vec<&String> = found.get(&Named::Safetensors).into_iter().flatten().collect();
-    let mut index = None;
-    let files: BTreeSet<String> = if found.contains_key(&Named::Index) {
-        let map = read_index(&folder.join(INDEX))?;
-        let files = map.values().cloned().collect();
-        index = Some(map);
-        files
-    } else if plain.iter().any(|n| *n == "model.safetensors") {
-        if !parts.is_empty() {
-            return Err(bad("holds model.safetensors and numbered parts of another".into()));
-        }
-        BTreeSet::from(["model.safetensors".to_owned()])
-    } else if let Some(&(_, of)) = parts.first() {
-        let expected: BTreeSet<String> = (1..=of.min(parts.len() + 1)).map(|p| format!("model-{p:05}-of-{of:05}.safetensors")).collect();
-        let present: BTreeSet<String> = parts.iter().map(|(p, of)| format!("model-{p:05}-of-{of:05}.safetensors")).collect();
-        if expected != present {
-            let missing: Vec<String> = expected.symmetric_difference(&present).cloned().collect();
-            return Err(bad(format!("holds {} of {of} safetensors parts; see {}", parts.len(), super::some(&missing))));
-        }
-        expected
-    } else {
-        plain.iter().map(|n| (*n).clone()).collect()
-    };
-
-    let mut rank = Rank { path: folder.to_owned(), sources: Vec::new(), tensors: Tensors::new(), skipped: Vec::new() };
-    for name in &files {
-        let one = safetensors_rank(&folder.join(name), notes)?;
-        for (tensor, stored) in one.tensors {
-            if let Some(other) = rank.tensors.insert(tensor.clone(), stored) {
-                let what = format!("has a tensor that {} has too", shown(other.file().path()));
-                return Err(ConvertError::invalid(&one.path, what, FETCH).of_tensor(&tensor));
-            }
-        }
-        rank.sources.extend(one.sources);
-        rank.skipped.extend(one.skipped);
-    }
-    for (tensor, file) in index.iter().flatten() {
-        match rank.tensors.get(tensor) {
-            Some(stored) if stored.file().path() == folder.join(file) => {}
-            None if rank.skipped.contains(tensor) => {}
-            _ => {
-                let what = format!("says that {} has a tensor that it lacks", printable(file));
-                return Err(ConvertError::invalid(&folder.join(INDEX), what, "get the index and the files again").of_tensor(tensor));
-            }
-        }
-    }
-    Ok(rank)
-}
-
-/// Tensor → file, each a plain name of a file that exists in the same directory.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let bad = |what: String| ConvertError::invalid(path, what, "get the index again");
-    let index = json::object(path, json::MAX_INDEX_BYTES)?;
-    let Some(Value::Object(map)) = index.get("weight_map") else { return Err(bad("has no object \"weight_map\"".into())) };
-    let mut out = BTreeMap::new();
-    let mut known = BTreeSet::new();
-    for (tensor, file) in map {
-        let plain = file.as_str().filter(|f| f.ends_with(".safetensors") && !f.contains(['/', '\\', '\0']) && f.len() <= 255);
-        let Some(file) = plain else {
-            let what = format!("points to {}, which is not the plain name of a .safetensors file", printable(&file.to_string()));
-            return Err(bad(what).of_tensor(tensor));
-        };
-        if known.insert(file.to_owned()) && path.with_file_name(file).symlink_metadata().is_err() {
-            return Err(bad(format!("points to {}, which is missing", printable(file))).of_tensor(tensor));
-        }
-        out.insert(tensor.clone(), file.to_owned());
-    }
-    if out.is_empty() {
-        return Err(bad("lists no tensors".into()));
-    }
-    Ok(out)
 }
