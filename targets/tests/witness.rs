@@ -86,6 +86,16 @@ fn shapes(ty: GgmlType) -> &'static [(usize, usize, usize)] {
     }
 }
 
+/// The same at the widths of the family: of its decoders where blocks of 256 fit, and of EVA (1408 and 6144), whose
+/// width is no multiple of 256; a router is 8 outputs in F32.
+fn wide_shapes(ty: GgmlType) -> &'static [(usize, usize, usize)] {
+    match ty.block_len() {
+        256 => &[(9, 5120, 17), (2, 13824, 3), (17, 14336, 16), (1, 6144, 18)],
+        32 => &[(2, 1408, 67), (16, 1408, 18), (9, 6144, 17), (1, 13824, 3)],
+        _ => &[(1, 4096, 8), (17, 4096, 8), (16, 1408, 18), (9, 588, 33)],
+    }
+}
+
 fn linear<T: Target>(t: &T, x: &[f32], parts: &[Tensor], bias: Option<&[f32]>) -> Vec<f32> {
     let weight = t.matrix(parts).unwrap();
     let (n, k) = t.matrix_shape(&weight);
@@ -133,7 +143,7 @@ fn every_format_is_read_alike_to_the_bit() {
 fn linear_layers_of_every_format() {
     let mut rng = Numbers::new(2);
     for ty in GgmlType::ALL {
-        for &(rows, k, n) in shapes(ty) {
+        for &(rows, k, n) in shapes(ty).iter().chain(wide_shapes(ty)) {
             let x = activations(&mut rng, rows, k);
             let bias = rng.normal(n);
             for (kind, w) in [("any", any_matrix("w", ty, n, k, &mut rng)), ("likely", likely_matrix("w", ty, n, k, &mut rng))] {
@@ -165,6 +175,31 @@ fn linear_layers_of_every_format() {
             }
         }
     }
+}
+
+#[test]
+fn a_large_vocabulary() {
+    let (vocabulary, k) = (92_544, 32);
+    let mut rng = Numbers::new(16);
+    let w = [likely_matrix("output", GgmlType::Q8_0, vocabulary, k, &mut rng)];
+    for rows in [1, 9] {
+        let x = activations(&mut rng, rows, k);
+        let wanted = linear(&witness(), &x, &w, None);
+        for cpu in cpus(false) {
+            let found = linear(&cpu, &x, &w, None);
+            let off = distance(&found, &wanted);
+            // One block a row, with the activation that stands out in it.
+            assert!(off <= 0.02, "{rows} rows, {}: off by {off}", cpu.name());
+            let last = &found[rows * vocabulary - 100..];
+            assert!(distance(last, &wanted[rows * vocabulary - 100..]) <= 0.02, "{rows} rows, {}: the last words", cpu.name());
+        }
+    }
+    fn row<T: Target>(t: &T, table: &[Tensor], id: u32) -> Vec<f32> {
+        let mut out = t.buffer(1, table[0].cols()).unwrap();
+        t.embed(&t.matrix(table).unwrap(), &[id], &mut out, 0).unwrap();
+        contents(t, &out)
+    }
+    assert_eq!(row(&cpu(1, None, false), &w, 92_543), row(&witness(), &w, 92_543));
 }
 
 #[test]
@@ -322,6 +357,9 @@ fn norms() {
     let mut rng = Numbers::new(7);
     for (rows, width, size, eps) in
         [(1, 1, 1.0, 1e-5), (3, 7, 100.0, 1e-6), (5, 1025, 1e-3, 1e-6), (2, 4096, 1.0, 1e-5), (33, 64, 1e-6, 1e-5)]
+            .into_iter()
+            // A Q-Former's, where an eps of 1e-12 shows, and where it does not; EVA's and a 13B decoder's.
+            .chain([(32, 768, 1e-6, 1e-12), (3, 768, 1.0, 1e-12), (5, 1408, 1.0, 1e-6), (2, 5120, 1.0, 1e-5)])
     {
         let x: Vec<f32> = activations(&mut rng, rows, width).iter().map(|v| v * size).collect();
         let (w, b) = (rng.normal(width), rng.normal(width));
@@ -356,7 +394,9 @@ fn full_attention() {
     let shape = |batch, q_tokens, kv_tokens, heads, head_dim| AttendShape { batch, q_tokens, kv_tokens, heads, head_dim };
     let cases =
         [shape(1, 1, 1, 1, 1), shape(5, 17, 17, 3, 64), shape(2, 33, 129, 2, 40), shape(1, 257, 257, 1, 64), shape(3, 1, 50, 12, 7)];
-    for s in cases {
+    // EVA's heads; a Q-Former's queries among themselves and over a picture.
+    let family = [shape(2, 257, 257, 2, 88), shape(1, 32, 32, 12, 64), shape(2, 32, 257, 12, 64)];
+    for s in cases.into_iter().chain(family) {
         let packed = s.q_tokens == s.kv_tokens;
         let width = s.heads * s.head_dim;
         let q = rng.normal(s.batch * s.q_tokens * width * if packed { 3 } else { 1 });
@@ -403,6 +443,8 @@ fn feature_maps() {
         (map(1, 9, 16), 33, 3),
         (map(1, 16, 16), 96, 7),
         (map(2, 3, 40), 8, 1),
+        // The last map of a ConvNeXt that is given 256 pixels.
+        (map(2, 8, 8), 48, 7),
     ];
     for (map, channels, side) in cases {
         let (x, kernel, bias) = (rng.normal(map.positions() * channels), rng.normal(side * side * channels), rng.normal(channels));
@@ -445,13 +487,15 @@ fn decode<T: Target>(t: &T, shape: KvShape, qkv: &[f32], pos: usize, chunks: &[u
 }
 
 /// Heads, key heads, width of a head, position of the first row, and chunks.
-const SEQUENCES: [(usize, usize, usize, usize, &[usize]); 6] = [
+const SEQUENCES: [(usize, usize, usize, usize, &[usize]); 8] = [
     (1, 1, 32, 0, &[1, 1, 1]),
     (4, 1, 64, 0, &[19]),
     (4, 1, 64, 37, &[19, 1, 1]),
     (8, 2, 128, 5, &[3, 40, 1, 2]),
     (2, 2, 96, 150, &[1]),
     (12, 4, 32, 15, &[17, 16, 1]),
+    (40, 40, 128, 3, &[2, 1]),
+    (32, 8, 128, 20, &[5, 1]),
 ];
 
 #[test]

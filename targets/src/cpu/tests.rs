@@ -332,7 +332,9 @@ fn attention64(q: &[f64], keys: &[&[f32]], values: &[&[f32]], scale: f64) -> Vec
 #[test]
 fn full_attention() {
     let mut rng = Pcg64::seed_from_u64(5);
-    for (batch, q_tokens, kv_tokens, heads, head_dim) in [(2, 37, 37, 3, 16), (1, 5, 19, 2, 64), (1, 1, 1, 1, 24), (1, 33, 40, 2, 128)] {
+    for (batch, q_tokens, kv_tokens, heads, head_dim) in
+        [(2, 37, 37, 3, 16), (1, 5, 19, 2, 64), (1, 1, 1, 1, 24), (1, 33, 40, 2, 128), (2, 35, 257, 2, 88), (1, 32, 257, 2, 64)]
+    {
         let shape = AttendShape { batch, q_tokens, kv_tokens, heads, head_dim };
         let wide = heads * head_dim;
         let (q, kv) = (random(&mut rng, batch * q_tokens * wide), random(&mut rng, batch * kv_tokens * 2 * wide));

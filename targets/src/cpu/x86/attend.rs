@@ -158,7 +158,7 @@ macro_rules! kernels {
                 Q
             }
 
-            /// Channels in groups of four vectors, then of one, then one by one.
+            /// Channels in groups of four vectors, then of one; one by one when a head is narrower than a vector.
             #[inline]
             #[target_feature(enable = $features)]
             fn channels<const Q: usize>(
@@ -176,6 +176,11 @@ macro_rules! kernels {
                 while c + N <= head_dim {
                     group::<Q, 1>(p, head_dim, out, c, &vector);
                     c += N;
+                }
+                if c < head_dim && head_dim >= N {
+                    // A last vector that overlaps the one before: a channel comes out the same in either.
+                    group::<Q, 1>(p, head_dim, out, head_dim - N, &vector);
+                    c = head_dim;
                 }
                 for c in c..head_dim {
                     for r in 0..Q {
