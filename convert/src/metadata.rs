@@ -75,7 +75,7 @@ pub fn language(
     out.extend([
         (keys::TOK_MODEL.into(), text("llama")),
         (keys::TOK_PRE.into(), text("default")),
-        (keys::TOK_TOKENS.into(), Value::Array(Array::Str(pieces.iter().map(|p| p.text.clone()).collect()))),
+        (keys::TOK_TOKENS.into(), Value::Array(Array::Str(tokenizer.texts()))),
         (keys::TOK_SCORES.into(), Value::Array(Array::F32(pieces.iter().map(|p| p.score).collect()))),
         (keys::TOK_TYPES.into(), Value::Array(Array::I32(pieces.iter().map(|p| p.kind as i32).collect()))),
         (keys::TOK_BOS.into(), Value::U32(tokenizer.bos)),
@@ -85,6 +85,9 @@ pub fn language(
         (keys::TOK_ADD_EOS.into(), Value::Bool(false)),
         (keys::TOK_ADD_SPACE_PREFIX.into(), Value::Bool(tokenizer.add_space_prefix)),
     ]);
+    if let Some(id) = tokenizer.nul_piece() {
+        out.push((ours(keys::NUL_PIECE), Value::U32(id)));
+    }
     out.push((ours(keys::LLAMA_TYPE), text(&model.variant.llama_type)));
     out.push((ours(keys::PAIR_ID), text(NO_PAIR_ID)));
     if let Some(layout) = &model.variant.vision {

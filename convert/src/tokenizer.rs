@@ -2,6 +2,10 @@
 //!
 //! What is accepted is what the decoder family ships: BPE with scores and byte fallback, identity normalisation, extra white
 //! space kept. Anything else would tokenise differently, so it is refused rather than approximated.
+//!
+//! A Hugging Face directory changes the vocabulary in files beside the model: `added` reads those.
+
+mod added;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -17,8 +21,11 @@ pub const MAX_PIECES: usize = 1 << 20;
 pub const MAX_PIECE_BYTES: usize = 1 << 10;
 /// Largest file, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// What stands in a model file for a piece that is the NUL character, as llama.cpp's converter does it.
-const NUL_STAND_IN: &str = "🐉";
+/// What may stand in a model file for a piece that is the NUL character: readers in C take that for an empty text. The first is what
+/// llama.cpp's converter writes; the others are for a vocabulary that has it already.
+const NUL_STAND_INS: [&str; 3] = ["🐉", "[NUL]", "[NUL PIECE]"];
+/// How the pieces that hold InternLM2's numbering open begin; a number and `]` follow.
+const FILLER: &str = "[UNUSED_TOKEN_";
 
 /// What a piece is, with the numbers that both SentencePiece and GGUF give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +48,7 @@ pub enum Kind {
 /// One entry of a vocabulary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
-    /// Its text, a space written as U+2581.
+    /// Its text, a space written as U+2581; see [`Tokenizer::texts`] for the one that is NUL.
     pub text: String,
     /// Merges with higher scores go first.
     pub score: f32,
@@ -137,6 +144,22 @@ impl Tokenizer {
         let bytes = std::fs::read(path).map_err(|e| ConvertError::io(path, e))?;
         parse_sentencepiece(&bytes).map_err(|what| ConvertError::invalid(path, what, "give the checkpoint its own tokenizer.model"))
     }
+
+    /// Id of the piece that is the NUL character, if there is one.
+    pub fn nul_piece(&self) -> Option<u32> {
+        self.pieces.iter().position(|p| p.text == "\0").map(|id| id as u32)
+    }
+
+    /// The pieces as a model file has them: [`nul_piece`](Tokenizer::nul_piece) under another name.
+    pub fn texts(&self) -> Vec<String> {
+        let mut out: Vec<String> = self.pieces.iter().map(|p| p.text.clone()).collect();
+        let nul = self.nul_piece().and_then(|id| out.get_mut(id as usize));
+        let free = NUL_STAND_INS.iter().find(|name| self.pieces.iter().all(|p| p.text != **name));
+        if let (Some(nul), Some(free)) = (nul, free) {
+            *nul = (*free).to_owned();
+        }
+        out
+    }
 }
 
 /// Takes a SentencePiece model apart. The error says in one line what is wrong; it is safe to print.
@@ -206,7 +229,7 @@ pub fn parse_sentencepiece(bytes: &[u8]) -> std::result::Result<Tokenizer, Strin
         return Err("the tokenizer does not write spaces as U+2581, which is not supported".into());
     }
     all_bytes(&pieces)?;
-    unique(&mut pieces)?;
+    unique(&pieces)?;
     let id = |what: &str, id: i32, kind: Kind| {
         let index = usize::try_from(id).ok().filter(|&i| i < pieces.len());
         match index.and_then(|i| pieces.get(i)) {
@@ -249,6 +272,8 @@ fn piece(index: usize, p: PieceProto) -> std::result::Result<Piece, String> {
         6 => Kind::Byte,
         n => return Err(format!("tokenizer piece {index} has the unknown type {n}")),
     };
+    // Nothing was trained on a filler: it is no text, as llama.cpp's converter sees it too.
+    let kind = if matches!(kind, Kind::Normal | Kind::UserDefined) && is_filler(&text) { Kind::Unused } else { kind };
     Ok(Piece { text, score, kind })
 }
 
@@ -273,21 +298,22 @@ fn byte_of(text: &str) -> Option<u8> {
     upper.then(|| u8::from_str_radix(hex, 16).ok()).flatten()
 }
 
-/// Refuses a piece that occurs twice; puts the stand-in where a piece is NUL.
-fn unique(pieces: &mut [Piece]) -> std::result::Result<(), String> {
+/// Whether the text is `[UNUSED_TOKEN_` and a number.
+fn is_filler(text: &str) -> bool {
+    let number = text.strip_prefix(FILLER).and_then(|rest| rest.strip_suffix(']'));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Refuses a piece that occurs twice, and a NUL piece that no name is left for.
+fn unique(pieces: &[Piece]) -> std::result::Result<(), String> {
     let mut seen = HashSet::with_capacity(pieces.len());
     for (index, p) in pieces.iter().enumerate() {
         if !seen.insert(p.text.as_str()) {
             return Err(format!("tokenizer piece {index} \"{}\" occurs twice", printable(&p.text)));
         }
     }
-    let taken = seen.contains(NUL_STAND_IN);
-    drop(seen);
-    if let Some(p) = pieces.iter_mut().find(|p| p.text == "\0") {
-        if taken {
-            return Err("the tokenizer has both a NUL piece and the one that would stand for it".into());
-        }
-        p.text = NUL_STAND_IN.into();
+    if seen.contains("\0") && NUL_STAND_INS.iter().all(|name| seen.contains(name)) {
+        return Err("the tokenizer has a NUL piece and all that would stand for it".into());
     }
     Ok(())
 }
@@ -369,12 +395,35 @@ mod tests {
     #[test]
     fn nul_gets_a_stand_in() {
         let mut t = small();
+        assert_eq!(t.nul_piece(), None);
+        assert!(t.texts().iter().zip(&t.pieces).all(|(text, p)| *text == p.text));
         t.pieces[260].text = "\0".into();
-        assert_eq!(parse_sentencepiece(&encode_sentencepiece(&t)).unwrap().pieces[260].text, NUL_STAND_IN);
-        t.pieces[261].text = NUL_STAND_IN.into();
-        assert!(parse_sentencepiece(&encode_sentencepiece(&t)).is_err());
+        for (i, name) in NUL_STAND_INS.iter().enumerate() {
+            let read = parse_sentencepiece(&encode_sentencepiece(&t)).unwrap();
+            assert_eq!((read.nul_piece(), read.texts()[260].as_str()), (Some(260), *name));
+            let unique: HashSet<String> = read.texts().into_iter().collect();
+            assert_eq!(unique.len(), read.pieces.len());
+            t.pieces.push(piece(NUL_STAND_INS[i], -3.0, Kind::Normal));
+        }
+        assert!(parse_sentencepiece(&encode_sentencepiece(&t)).unwrap_err().contains("all that would stand for it"));
+        let mut t = small();
         t.pieces[261].text = "a\0".into();
         assert!(parse_sentencepiece(&encode_sentencepiece(&t)).is_err());
+    }
+
+    #[test]
+    fn fillers_are_no_text() {
+        let mut t = small();
+        for (text, kind) in [
+            ("[UNUSED_TOKEN_0]", Kind::Unused),
+            ("[UNUSED_TOKEN_145]", Kind::Unused),
+            ("[UNUSED_TOKEN_]", Kind::Normal),
+            ("[UNUSED_TOKEN_1", Kind::Normal),
+            ("[UNUSED_TOKEN_-1]", Kind::Normal),
+        ] {
+            t.pieces.push(piece(text, -9.0, Kind::Normal));
+            assert_eq!(parse_sentencepiece(&encode_sentencepiece(&t)).unwrap().pieces.last().unwrap().kind, kind, "{text}");
+        }
     }
 
     #[test]
