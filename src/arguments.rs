@@ -209,7 +209,18 @@ pub struct ConvertArgs {
 #[command(after_help = "Examples:
   sphinx quantize tiny-f16.gguf -o tiny-q4.gguf --quant Q4_K_M
   sphinx quantize mmproj-tiny-f16.gguf -o mmproj-tiny-q4.gguf --quant Q8_0
-  sphinx quantize tiny-q4.gguf -o tiny-q4-as-f32.gguf --quant F32     the de-quantised weights")]
+  sphinx quantize tiny-q4.gguf -o tiny-q4-as-f32.gguf --quant F32     the de-quantised weights
+  sphinx quantize moe-f16.gguf -o moe-q4.gguf --quant Q4_K_M --imatrix moe.imatrix.gguf
+  sphinx quantize moe-f16.gguf -o moe-mine.gguf --recipe mine.toml    see below
+
+A recipe file:
+  base = \"Q4_K_M\"                        one of the names of --quant
+  vision_base = \"Q8_0\"                   optional: that of the vision half
+  [[rule]]                               the first that fits a matrix decides
+  pattern = \"blk.*.ffn_down*.weight\"     a glob over tensor names (or tower = \"dinov2\", or both)
+  layers = \"0-7,31\"                      optional
+  experts = \"0-3\"                        optional: only these of a stack, which only this runtime reads then
+  type = \"Q6_K\"                          a block format")]
 pub struct QuantizeArgs {
     /// A GGUF file of either half.
     pub input: PathBuf,
@@ -219,9 +230,12 @@ pub struct QuantizeArgs {
     /// F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0.
     #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
     pub quant: Option<String>,
-    /// Your own mix of precisions (TOML).
+    /// Your own mix of precisions (TOML): by name, tower, layer or expert.
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
+    /// What `sphinx imatrix` or llama.cpp's llama-imatrix measured: which columns matter.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Memory that the work may use.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,

@@ -10,9 +10,11 @@ use std::path::Path;
 use std::thread;
 
 use crossbeam_channel::bounded;
-use sphinx_quant::QuantError;
+use sphinx_quant::block::quantize;
 use sphinx_quant::gguf::Writer;
+use sphinx_quant::imatrix::Imatrix;
 use sphinx_quant::quality::Quality;
+use sphinx_quant::{GgmlType, QuantError};
 
 use crate::error::{ConvertError, Result};
 use crate::report::Progress;
@@ -68,6 +70,57 @@ impl Job<'_> {
     }
 }
 
+/// The importance of a tensor's columns, expert by expert; what is no stack is one expert.
+#[derive(Debug, Default)]
+pub(crate) struct Weights {
+    /// Rows of an expert.
+    rows: usize,
+    experts: Vec<Option<Vec<f32>>>,
+}
+
+impl Weights {
+    /// All columns alike.
+    pub fn none() -> Weights {
+        Weights::default()
+    }
+
+    /// What `imatrix` knows of experts `experts` of the tensor called `name`, each `rows` × `cols`. A stack goes by the name of
+    /// the whole.
+    ///
+    /// # Errors
+    /// `Invalid` when the matrix knows the tensor with another shape.
+    pub fn of(imatrix: Option<&Imatrix>, name: &str, experts: Range<usize>, rows: usize, cols: usize) -> Result<Weights> {
+        let Some(imatrix) = imatrix else { return Ok(Weights::none()) };
+        let experts = experts.map(|e| imatrix.weights(name, e, cols)).collect::<sphinx_quant::Result<Vec<_>>>()?;
+        Ok(Weights { rows, experts })
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.experts.iter().all(Option::is_none)
+    }
+
+    /// Memory they take.
+    pub fn bytes(&self) -> u64 {
+        self.experts.iter().flatten().map(|w| 4 * w.len() as u64).sum()
+    }
+
+    /// Appends `values`, which are whole rows of `cols` beginning with row `first` of the tensor, to `out` as `ty`.
+    pub fn encode(&self, ty: GgmlType, first: usize, cols: usize, values: &[f32], out: &mut Vec<u8>) {
+        let start = out.len();
+        let row_bytes = cols / ty.block_len() * ty.block_bytes();
+        out.resize(start + values.len() / cols.max(1) * row_bytes, 0);
+        let out = &mut out[start..];
+        if self.is_empty() {
+            return quantize(ty, values, None, out);
+        }
+        for (i, (row, out)) in values.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
+            let weights = self.experts.get((first + i) / self.rows.max(1)).and_then(Option::as_deref);
+            quantize(ty, row, weights, out);
+        }
+    }
+}
+
 /// What takes the finished pieces, in order.
 pub(crate) trait Sink: Send {
     /// Takes a piece of job number `job`.
@@ -91,7 +144,7 @@ pub(crate) struct Limits {
 }
 
 /// Budget when nobody states one.
-const DEFAULT_MEMORY: u64 = 1 << 30;
+pub(crate) const DEFAULT_MEMORY: u64 = 1 << 30;
 /// The program itself, thread stacks, file buffers.
 const BASE: u64 = 24 << 20;
 /// Pieces smaller than this cost more in bookkeeping than they save.

@@ -16,19 +16,7 @@ fn recipe(name: &str) -> Recipe {
 }
 
 fn options(input: &Path, output: &Path, quant: &str, vision: &str) -> ConvertOptions {
-    ConvertOptions {
-        inputs: vec![input.to_owned()],
-        output: output.to_owned(),
-        quant: recipe(quant),
-        vision_quant: recipe(vision),
-        llama_type: None,
-        context: None,
-        vision: None,
-        max_memory: None,
-        threads: 2,
-        force: false,
-        strict: false,
-    }
+    ConvertOptions { threads: 2, ..ConvertOptions::new(vec![input.to_owned()], output.to_owned(), recipe(quant), recipe(vision)) }
 }
 
 fn invention(output: &Path) -> SynthOptions {
@@ -158,7 +146,15 @@ fn quantising_a_whole_precision_file_equals_converting() {
         assert_eq!(a.pair_id, b.pair_id);
         for (input, want) in [(whole.clone(), direct.clone()), (mmproj_path(&whole), mmproj_path(&direct))] {
             let output = dir.path().join("again.gguf");
-            let o = QuantizeOptions { input, output: output.clone(), quant: recipe(name), threads: 3, max_memory: None, force: true };
+            let o = QuantizeOptions {
+                input,
+                output: output.clone(),
+                quant: recipe(name),
+                imatrix: None,
+                threads: 3,
+                max_memory: None,
+                force: true,
+            };
             let c = quantize(&o, &()).unwrap();
             assert_eq!(c.pair_id, a.pair_id);
             assert_eq!(c.bytes(), std::fs::metadata(&output).unwrap().len());
@@ -178,6 +174,7 @@ fn dequantising_gives_the_numbers_it_stands_for() {
             input: input.clone(),
             output: output.clone(),
             quant: recipe("F32"),
+            imatrix: None,
             threads: 2,
             max_memory: None,
             force: true,
@@ -205,8 +202,15 @@ fn existing_outputs_are_refused_before_any_work() {
     assert_eq!(read(&mmproj_path(&output)), b"mine");
     convert(&ConvertOptions { force: true, ..o.clone() }, &()).unwrap();
     assert_eq!(convert(&o, &()).unwrap_err().kind(), ErrorKind::Usage);
-    let q =
-        QuantizeOptions { input: output.clone(), output: output.clone(), quant: recipe("F16"), threads: 1, max_memory: None, force: true };
+    let q = QuantizeOptions {
+        input: output.clone(),
+        output: output.clone(),
+        quant: recipe("F16"),
+        imatrix: None,
+        threads: 1,
+        max_memory: None,
+        force: true,
+    };
     assert_eq!(quantize(&q, &()).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(quantize(&QuantizeOptions { force: false, ..q }, &()).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(synth(&invention(&checkpoint), &()).unwrap_err().kind(), ErrorKind::Usage);
@@ -479,6 +483,7 @@ fn verifying_finds_damage_and_measures_loss() {
         input: output.clone(),
         output: dir.path().join("q.gguf"),
         quant: recipe("F16"),
+        imatrix: None,
         threads: 2,
         max_memory: None,
         force: false,

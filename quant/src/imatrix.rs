@@ -107,6 +107,11 @@ impl Imatrix {
         self.entries.len()
     }
 
+    /// Memory that its numbers take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.entries.values().map(|e| 8 * (e.sums.len() + e.rows.len()) as u64).sum()
+    }
+
     /// Whether it knows none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -21,6 +21,7 @@ pub fn run(args: QuantizeArgs, no_progress: bool) -> Result<()> {
         input: args.input,
         output: args.output,
         quant,
+        imatrix: args.imatrix,
         threads: threads(args.threads),
         max_memory: args.max_memory,
         force: args.force,

@@ -63,7 +63,7 @@ pub fn widen(model: &Path, name: &str) -> PathBuf {
     let wide = model.with_file_name(format!("{name}.gguf"));
     let vision = |p: &Path| p.with_file_name(format!("mmproj-{}", p.file_name().expect("a file").to_string_lossy()));
     for (input, output) in [(model.to_owned(), wide.clone()), (vision(model), vision(&wide))] {
-        let options = QuantizeOptions { input, output, quant: recipe("F32"), threads: 2, max_memory: None, force: false };
+        let options = QuantizeOptions { input, output, quant: recipe("F32"), imatrix: None, threads: 2, max_memory: None, force: false };
         sphinx_convert::quantize(&options, &Quiet).expect("the file widens");
     }
     wide
