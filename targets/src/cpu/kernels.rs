@@ -134,7 +134,7 @@ impl Kernels {
     /// Without the byte products of VNNI, the 256-bit kernels for 8-bit activations stay.
     #[cfg(target_arch = "x86_64")]
     fn take_avx512(&mut self) {
-        use super::x86::{act, attend, conv, dot::avx512 as dot, gemm::avx512 as gemm, norm, quantize, rope, softmax};
+        use super::x86::{act, attend, conv, dot::avx512 as dot, gemm::avx512 as gemm, norm, pack, quantize, rope, softmax};
         self.dot_f32 = dot::f32;
         self.dot_f16 = dot::f16;
         self.dot_bf16 = dot::bf16;
@@ -148,12 +148,12 @@ impl Kernels {
         self.pack_q4_1 = gemm::pack_q4_1;
         self.pack_q5_0 = gemm::pack_q5_0;
         self.pack_q5_1 = gemm::pack_q5_1;
-        self.pack_q8_0 = gemm::pack_q8_0;
+        self.pack_q8_0 = pack::q8_0;
         self.pack_q2_k = gemm::pack_q2_k;
         self.pack_q3_k = gemm::pack_q3_k;
-        self.pack_q4_k = gemm::pack_q4_k;
+        self.pack_q4_k = pack::q4_k;
         self.pack_q5_k = gemm::pack_q5_k;
-        self.pack_q6_k = gemm::pack_q6_k;
+        self.pack_q6_k = pack::q6_k;
         self.gemm_pack_float = gemm::pack_float;
         self.gemm_multiply_float = gemm::multiply_float;
         self.quantize_q8 = quantize::avx512::q8;

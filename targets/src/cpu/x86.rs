@@ -13,6 +13,7 @@ pub mod conv;
 pub mod dot;
 pub mod gemm;
 pub mod norm;
+pub mod pack;
 pub mod quantize;
 pub mod rope;
 pub mod softmax;

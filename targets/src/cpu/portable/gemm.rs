@@ -85,7 +85,7 @@ pub struct Batch<'a> {
 ///
 /// `codes`, `s`, `m` as in [`Panels`], of one panel.
 pub fn pack<B: Codes>(w: &[B], rows: usize, codes: &mut [u8], s: &mut [f32], m: &mut [f32]) {
-    pack_with(w, rows, codes, s, m, transpose);
+    pack_with(w, rows, codes, s, m, transpose, |_| {});
 }
 
 /// The codes of 16 rows of one block, four columns of a row together.
@@ -98,7 +98,7 @@ fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK
     }
 }
 
-/// [`pack`] with a given way to transpose.
+/// [`pack`] with a given way to transpose, and something to do before each activation block.
 #[inline(always)]
 pub(in crate::cpu) fn pack_with<B: Codes>(
     w: &[B],
@@ -107,6 +107,7 @@ pub(in crate::cpu) fn pack_with<B: Codes>(
     s: &mut [f32],
     m: &mut [f32],
     transpose: impl Fn(&[[u8; 256]; PANEL], usize, &mut [u8; PANEL_BLOCK]),
+    ahead: impl Fn(usize),
 ) {
     let per_row = w.len() / rows;
     let (per_block, groups) = (B::LEN / 32, 32 / B::GROUP);
@@ -121,6 +122,7 @@ pub(in crate::cpu) fn pack_with<B: Codes>(
         }
         for j in 0..per_block {
             let at = place(i * per_block + j, n, LANES);
+            ahead(i * per_block + j);
             transpose(&unpacked, 32 * j, &mut codes[at]);
             for g in 0..groups {
                 for r in 0..PANEL {

@@ -185,14 +185,14 @@ pub mod avx2 {
     /// A half-precision number, eight times.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn wide(d: ::half::f16) -> __m256 {
+    pub(in crate::cpu::x86) fn wide(d: ::half::f16) -> __m256 {
         _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(d.to_bits()))))
     }
 
     /// Scales and minima of a block's eight sub-blocks.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn k_scales(packed: &[u8; 12]) -> (__m256, __m256) {
+    pub(in crate::cpu::x86) fn k_scales(packed: &[u8; 12]) -> (__m256, __m256) {
         let word = |i: usize| u32::from_le_bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]);
         let (a, b, c) = (word(0), word(1), word(2));
         let join = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)) as i64;

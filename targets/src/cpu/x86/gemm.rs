@@ -7,6 +7,7 @@ use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
 
 use crate::cpu::portable::dot::{FLOAT_LANES, LANES};
 use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, lane, pack_with, place};
+use crate::cpu::portable::unpack::Codes;
 
 /// Operands of a tile of a batch: pointers to its first row and first panel.
 #[derive(Clone, Copy)]
@@ -41,13 +42,26 @@ impl Tile {
     }
 }
 
+/// Asks for the share of the panel behind `w` that comes with activation block `b`. A panel's rows are more streams
+/// than a processor foresees, and short ones; but the next panel follows in memory. Asking for more at once stalls.
+#[inline(always)]
+pub(super) fn ahead<B: Codes>(w: &[B], rows: usize, b: usize) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    let share = rows * size_of::<B>() / (B::LEN / 32);
+    let start = w.as_ptr_range().end.cast::<i8>().wrapping_add(b * share);
+    for line in (0..share).step_by(64) {
+        // SAFETY: a hint, which may name any address; every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line)) }
+    }
+}
+
 /// One packing function per format.
 macro_rules! packs {
     ($features:literal, $transpose:ident: $($name:ident: $block:ty),*) => {$(
         /// See [`crate::cpu::portable::gemm::pack`].
         #[target_feature(enable = $features)]
         pub fn $name(w: &[$block], rows: usize, codes: &mut [u8], s: &mut [f32], m: &mut [f32]) {
-            pack_with(w, rows, codes, s, m, |rows, first, out| $transpose(rows, first, out));
+            pack_with(w, rows, codes, s, m, |rows, first, out| $transpose(rows, first, out), |b| ahead(w, rows, b));
         }
     )*};
 }
@@ -180,37 +194,44 @@ pub mod avx512 {
     use super::*;
 
     packs!("avx512f,avx512bw,avx512vl,avx512dq", transpose:
-        pack_q4_0: BlockQ4_0, pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1, pack_q8_0: BlockQ8_0,
-        pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q4_k: BlockQ4_K, pack_q5_k: BlockQ5_K, pack_q6_k: BlockQ6_K);
+        pack_q4_0: BlockQ4_0, pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1,
+        pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q5_k: BlockQ5_K);
 
-    /// Four columns of 16 rows together: 4×4 transposes of 32-bit words, row `4·q + i` from part `q` of vector `i`.
+    /// Four columns of 16 rows together.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK]) {
+    pub(in crate::cpu::x86) fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK]) {
         assert!(first + 32 <= 256);
         for half in 0..2 {
             // SAFETY: 16 bytes at `first + 16 · half` lie inside each row, as asserted.
-            let part = |row: usize| unsafe { _mm_loadu_si128(rows[row].as_ptr().add(first + 16 * half).cast()) };
-            let vector = |i: usize| {
-                let v = _mm512_castsi128_si512(part(i));
-                let v = _mm512_inserti32x4::<1>(v, part(4 + i));
-                let v = _mm512_inserti32x4::<2>(v, part(8 + i));
-                _mm512_inserti32x4::<3>(v, part(12 + i))
-            };
-            let (a, b, c, d) = (vector(0), vector(1), vector(2), vector(3));
-            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            let columns = [
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ab_high, cd_high),
-                _mm512_unpackhi_epi64(ab_high, cd_high),
-            ];
+            let columns = words(|row| unsafe { _mm_loadu_si128(rows[row].as_ptr().add(first + 16 * half).cast()) });
             for (i, column) in columns.into_iter().enumerate() {
                 // SAFETY: 64 bytes at `(4 · half + i) · 64` lie inside the 512.
                 unsafe { _mm512_storeu_si512(out.as_mut_ptr().add((4 * half + i) * 64).cast(), column) }
             }
         }
+    }
+
+    /// Words of 16 rows of 16 bytes, vector `i` having word `i` of each: 4×4 transposes, row `4·q + i` from part `q` of
+    /// vector `i`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(in crate::cpu::x86) fn words(part: impl Fn(usize) -> __m128i) -> [__m512i; 4] {
+        let vector = |i: usize| {
+            let v = _mm512_castsi128_si512(part(i));
+            let v = _mm512_inserti32x4::<1>(v, part(4 + i));
+            let v = _mm512_inserti32x4::<2>(v, part(8 + i));
+            _mm512_inserti32x4::<3>(v, part(12 + i))
+        };
+        let (a, b, c, d) = (vector(0), vector(1), vector(2), vector(3));
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ]
     }
 
     /// See [`crate::cpu::portable::gemm::multiply_float`].
