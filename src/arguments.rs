@@ -156,11 +156,44 @@ pub struct GenerateArgs {
     pub truncate: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArchArg {
+    /// Any model of the family.
+    Llama,
+    /// InternLM2's own name, for dense models.
+    Internlm2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RopeOrderArg {
+    /// Channels 2i and 2i + 1 turn together, as Meta stores them.
+    Pairs,
+    /// Channels i and i + half turn together, as Hugging Face stores them.
+    Halves,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClipActivation {
+    Gelu,
+    QuickGelu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PadAnchorArg {
+    Centre,
+    #[value(name = "top_left")]
+    TopLeft,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf
   sphinx convert SPHINX-Tiny-1k/ -o tiny-f16.gguf --quant F16 --vision-quant F16
   sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf --dry-run
+  sphinx convert SPHINX-MoE/ -o moe.gguf --clip-activation quick-gelu
+  sphinx convert internlm2-chat-7b/ --vision visual.pth --llama-type internlm2_ens5_light -o intern2.gguf
+  sphinx convert SPHINX-Tiny-1k/ -o nine.gguf --layout nine.toml      image_size = 1536, grid = 3
+  sphinx convert trained-with-skip-tokens/ -o skip.gguf --pad-anchor top_left
 
 Writes tiny.gguf (the language model, which stock llama.cpp loads) and mmproj-tiny.gguf (the encoders).")]
 pub struct ConvertArgs {
@@ -182,6 +215,32 @@ pub struct ConvertArgs {
     /// The variant, when meta.json is missing or wrong.
     #[arg(long, value_name = "TYPE")]
     pub llama_type: Option<String>,
+    /// Where the visual half is, when the first checkpoint holds a language model alone: a directory or a file in the public
+    /// layout. Needs --llama-type.
+    #[arg(long, value_name = "DIR|FILE")]
+    pub vision: Option<PathBuf>,
+    /// The architecture that stock tools are told; what they compute is the same.
+    #[arg(long, value_enum, default_value = "llama")]
+    pub arch: ArchArg,
+    /// How rotary channels of queries and keys lie in the checkpoint: neighbours, or half a head apart. Default: halves for
+    /// fused wqkv and Hugging Face directories, pairs otherwise.
+    #[arg(long, value_enum, value_name = "ORDER")]
+    pub rope_order: Option<RopeOrderArg>,
+    /// The activation in CLIP's MLP: gelu is what the public inference code computes, quick-gelu what the weights were trained with.
+    #[arg(long, value_enum, default_value = "gelu")]
+    pub clip_activation: ClipActivation,
+    /// The tensor whose rows stand for empty sub-images; default: llma.skip_token, or the only unknown tensor that fits.
+    #[arg(long, value_name = "NAME")]
+    pub skip_tensor: Option<String>,
+    /// Where pictures lay in their padding in training. A checkpoint with skip rows needs it, for its weights do not show it.
+    #[arg(long, value_enum, value_name = "ANCHOR")]
+    pub pad_anchor: Option<PadAnchorArg>,
+    /// Another way to cut pictures up (TOML: image_size, grid, vit_input, encoders, …); what it does not name stays.
+    #[arg(long, value_name = "FILE")]
+    pub layout: Option<PathBuf>,
+    /// An importance matrix of this model: which columns matter to the quantiser.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Context length to record; default 4096.
     #[arg(long, value_name = "N")]
     pub context: Option<u32>,

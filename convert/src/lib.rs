@@ -2,7 +2,8 @@
 //!
 //! [`checkpoint`] reads PyTorch archives and safetensors, whole or in shards. [`variant`] says what a `llama_type` is, [`config`]
 //! and [`tokenizer`] read what lies beside the tensors, and [`registry`] has one row for every tensor: its name there, its name
-//! here, its shape, its part and its [`transform`]. [`convert()`] streams the rows through the quantisers into two files;
+//! here, its shape, its part and its [`transform`]; [`gather`] finds its rows where several tensors make one or one makes several.
+//! [`convert()`] streams the rows through the quantisers into two files;
 //! [`quantize()`] does the same from model file to model file, [`verify()`] compares the two ends, and [`synth()`] makes up
 //! models of random numbers in both forms.
 //!
@@ -12,6 +13,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod convert;
 pub mod error;
+pub mod gather;
+pub mod hf;
 pub mod inspect;
 pub mod metadata;
 mod pipeline;
@@ -24,7 +27,7 @@ pub mod transform;
 pub mod variant;
 pub mod verify;
 
-pub use convert::{ConvertOptions, convert, dry_run, mmproj_path};
+pub use convert::{Arch, ConvertOptions, convert, dry_run, mmproj_path};
 pub use error::{ConvertError, Result};
 pub use inspect::{CheckpointInfo, CheckpointTensor, inspect_checkpoint};
 pub use quantize::{QuantizeOptions, quantize};

@@ -18,11 +18,11 @@ use sphinx_quant::recipe::{Recipe, Role};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::config::Config;
-use crate::convert::{choose, mmproj_path, pair_id, tensor_plans};
+use crate::convert::{Arch, alignment, architecture, mmproj_path, pair_id, pieces};
 use crate::error::{ConvertError, Result};
-use crate::metadata;
+use crate::metadata::{self, General};
 use crate::pipeline::{self, Job, Limits, Slot, Source};
-use crate::registry::{Item, Model, Sizes, dinov2};
+use crate::registry::{Dialect, Item, Model, Sizes, dinov2};
 use crate::report::{FileReport, Progress, Report, RowReport, Watched};
 use crate::tokenizer::{Kind, Piece, Tokenizer, encode_sentencepiece};
 use crate::variant;
@@ -124,7 +124,8 @@ impl Invented {
         let default = if o.vision { "llama_ens5_light" } else { "llama" };
         let llama_type = o.llama_type.as_deref().unwrap_or(default);
         let variant = variant::find(llama_type, Path::new("--llama-type"))?;
-        let mut model = Model::new(variant, sizes);
+        let dialect = Dialect::accessory(variant.language);
+        let mut model = Model::new(variant, sizes, &dialect, None);
         if !o.vision {
             model.vision.clear();
         }
@@ -215,14 +216,16 @@ impl<'a> Planned<'a> {
         }
         let recipe = given.clone().or_else(|| Recipe::named(default));
         let recipe = recipe.ok_or_else(|| ConvertError::Usage(format!("recipe {default} is unknown")))?;
-        let types = choose(&recipe, items);
-        let quantised = types.iter().any(|t| !t.is_float());
+        let pieces = pieces(&recipe, items);
+        let general = General { name, file_type: recipe.file_type(), quantised: pieces.iter().any(|p| !p.ty.is_float()) };
         let metadata = match half {
-            Half::Language => Some(metadata::language(model, config, tokenizer, name, None, recipe.file_type(), quantised)),
-            Half::Vision => metadata::vision(model, name, recipe.file_type(), quantised),
+            Half::Language => {
+                Some(metadata::language(model, config, tokenizer, &general, architecture(&pieces, Arch::Llama), None))
+            }
+            Half::Vision => metadata::vision(model, &general, false),
         };
         Ok(metadata.map(|metadata| {
-            let plan = Plan { metadata, tensors: tensor_plans(items, &types), alignment: 32 };
+            let plan = Plan { metadata, tensors: pieces.iter().map(|p| p.plan()).collect(), alignment: alignment(items) };
             Planned { half, path, plan, items }
         }))
     }

@@ -11,6 +11,8 @@ pub enum Transform {
     Flatten,
     /// `[1, …, n]` becomes `[n]`.
     Tag,
+    /// `[…, n]` becomes `[product of the rest, n]`, order kept.
+    Rows,
     /// `[out, in, 2, 2]` becomes `[out, 2·2·in]` in the order (row, column, channel).
     DownConv,
     /// `[channels, 1, 7, 7]` becomes `[7·7, channels]`.
@@ -31,6 +33,10 @@ impl Transform {
             Transform::None => shape.to_vec(),
             Transform::Flatten => vec![at(0), rest(1)],
             Transform::Tag => vec![rest(0)],
+            Transform::Rows => {
+                let cols = shape.last().copied().unwrap_or(1);
+                vec![rest(0) / cols.max(1), cols]
+            }
             Transform::DownConv => vec![at(0), rest(1)],
             Transform::Depthwise => vec![rest(1), at(0)],
             Transform::DinoPositions { grid } => vec![1 + grid * grid, at(2)],
@@ -46,7 +52,7 @@ impl Transform {
     /// [`needs_whole`](Transform::needs_whole). `scratch` is reused between calls.
     pub fn apply(self, shape: &[usize], rows: &mut Vec<f32>, scratch: &mut Vec<f32>) {
         match self {
-            Transform::None | Transform::Flatten | Transform::Tag => {}
+            Transform::None | Transform::Flatten | Transform::Tag | Transform::Rows => {}
             Transform::DownConv => {
                 let [_, channels, height, width] = shape else { return };
                 let taps = height * width;
@@ -145,6 +151,13 @@ mod tests {
         Transform::DownConv.apply(&[1, 3, 2, 2], &mut row, &mut vec![]);
         assert_eq!(row, [0., 10., 20., 1., 11., 21., 2., 12., 22., 3., 13., 23.]);
         assert_eq!(Transform::DownConv.shape(&[8, 3, 2, 2]), [8, 12]);
+    }
+
+    #[test]
+    fn rows_are_all_but_the_last_dimension() {
+        for (shape, rows) in [(&[8][..], [1, 8]), (&[3, 8], [3, 8]), (&[1, 1, 8], [1, 8]), (&[4, 2, 8], [8, 8])] {
+            assert_eq!(Transform::Rows.shape(shape), rows);
+        }
     }
 
     #[test]

@@ -120,8 +120,8 @@ pub struct Layout {
     pub pool_parts: bool,
     /// Whether a view stands between a start row and an end row.
     pub tagged: bool,
-    /// Where a picture lies in its square.
-    pub pad_anchor: PadAnchor,
+    /// Where a picture lies in its square, if anything states it; in the middle otherwise.
+    pub pad_anchor: Option<PadAnchor>,
     /// Which of padding and resizing comes first.
     pub pad_order: PadOrder,
     /// Whether skip rows, if there are any, stand between a start row and an end row.
@@ -221,7 +221,7 @@ impl Layout {
             queries: self.queries,
             pool_parts: f.pool_parts.unwrap_or(self.pool_parts),
             tagged: f.tagged.unwrap_or(self.tagged),
-            pad_anchor: f.pad_anchor.unwrap_or(self.pad_anchor),
+            pad_anchor: f.pad_anchor.or(self.pad_anchor),
             pad_order: f.pad_order.unwrap_or(self.pad_order),
             skip_tagged: f.skip_tagged.unwrap_or(self.skip_tagged),
         }
@@ -339,7 +339,7 @@ impl Eyes {
             queries: QUERIES,
             pool_parts,
             tagged: true,
-            pad_anchor: PadAnchor::Centre,
+            pad_anchor: None,
             pad_order: PadOrder::PadResize,
             skip_tagged: false,
         }

@@ -11,13 +11,14 @@ use sphinx_quant::gguf::keys::{self, Half};
 use sphinx_quant::quality::Quality;
 use sphinx_quant::tensor::Tensor;
 
-use crate::checkpoint::Merged;
-use crate::convert::{Loaded, mmproj_path, read_rows};
+use crate::convert::{Loaded, Reading, mmproj_path, read_rows};
 use crate::error::Result;
+use crate::gather::Assembled;
 use crate::pipeline::{self, Job, Limits, Sink, Slot, Source};
 use crate::quantize::pair_id;
 use crate::registry::Item;
 use crate::report::{Progress, Watched, lossy};
+use crate::variant::PadAnchor;
 
 /// What [`verify`] found.
 #[derive(Clone, Debug, Serialize)]
@@ -203,7 +204,9 @@ fn other_half(gguf: &Gguf, v: &mut Verification) {
 fn compare(gguf: &Gguf, checkpoint: &Path, v: &mut Verification, p: &dyn Progress) -> Result<()> {
     let half = gguf.half();
     let stated = gguf.opt_str(&half.key(keys::LLAMA_TYPE))?;
-    let loaded = Loaded::open(&[checkpoint.to_owned()], None, stated, false)?;
+    // Where pictures were padded does not change a tensor.
+    let how = Reading { llama_type: stated, pad_anchor: Some(PadAnchor::Centre), ..Reading::default() };
+    let loaded = Loaded::open(&[checkpoint.to_owned()], &how)?;
     v.warnings.extend(loaded.warnings.iter().cloned());
     let (source, items) = loaded.half(half);
     let mut pairs = Vec::new();
@@ -254,14 +257,14 @@ struct Comparison<'a> {
     gguf: &'a Gguf,
     item: &'a Item,
     tensor: &'a Tensor,
-    merged: &'a Merged,
+    merged: &'a Assembled,
 }
 
 impl<'a> Comparison<'a> {
-    fn job(gguf: &'a Gguf, item: &'a Item, tensor: &'a Tensor, merged: &'a Merged) -> Job<'a> {
+    fn job(gguf: &'a Gguf, item: &'a Item, tensor: &'a Tensor, merged: &'a Assembled) -> Job<'a> {
         Job {
             name: &item.source,
-            from: merged.dtype().name().into(),
+            from: merged.format(),
             to: tensor.ty().to_string(),
             rows: merged.rows(),
             cols: merged.cols(),

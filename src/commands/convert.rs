@@ -4,10 +4,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use sphinx_convert::{ConvertOptions, Report};
+use sphinx_convert::registry::RopeOrder;
+use sphinx_convert::variant::PadAnchor;
+use sphinx_convert::{Arch, ConvertOptions, Report};
 use sphinx_quant::recipe::Recipe;
 
-use crate::arguments::ConvertArgs;
+use crate::arguments::{ArchArg, ClipActivation, ConvertArgs, PadAnchorArg, RopeOrderArg};
 use crate::failure::{Failure, shown};
 use crate::output::say;
 use crate::progress::Bar;
@@ -35,7 +37,23 @@ pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
         vision_quant,
         llama_type: args.llama_type,
         context: args.context,
-        vision: None,
+        vision: args.vision,
+        layout: args.layout,
+        arch: match args.arch {
+            ArchArg::Llama => Arch::Llama,
+            ArchArg::Internlm2 => Arch::Internlm2,
+        },
+        rope_order: args.rope_order.map(|order| match order {
+            RopeOrderArg::Pairs => RopeOrder::Pairs,
+            RopeOrderArg::Halves => RopeOrder::Halves,
+        }),
+        clip_quick_gelu: args.clip_activation == ClipActivation::QuickGelu,
+        skip_tensor: args.skip_tensor,
+        pad_anchor: args.pad_anchor.map(|anchor| match anchor {
+            PadAnchorArg::Centre => PadAnchor::Centre,
+            PadAnchorArg::TopLeft => PadAnchor::TopLeft,
+        }),
+        imatrix: args.imatrix,
         max_memory: args.max_memory,
         threads: threads(args.threads),
         force: args.force,

@@ -64,19 +64,8 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     };
     let made = sphinx_convert::synth(&synth, &bar)?;
     tell(&format!("checkpoint   {} in PyTorch's format", table::bytes(made.files.iter().map(|f| f.bytes).sum())))?;
-    let convert = ConvertOptions {
-        inputs: vec![checkpoint],
-        output: output.clone(),
-        quant: recipe("Q4_K_M")?,
-        vision_quant: recipe("Q8_0")?,
-        llama_type: None,
-        context: None,
-        vision: None,
-        max_memory: None,
-        threads: threads(None),
-        force: false,
-        strict: true,
-    };
+    let mut convert = ConvertOptions::new(vec![checkpoint], output.clone(), recipe("Q4_K_M")?, recipe("Q8_0")?);
+    (convert.threads, convert.strict) = (threads(None), true);
     let report = sphinx_convert::convert(&convert, &bar)?;
     for file in &report.files {
         let name = file.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());

@@ -14,6 +14,8 @@ pub const BLOCKS: &str = "llma.dinov2_vitg14.blocks.";
 pub const CLASS: &str = "llma.dinov2_vitg14.cls_token";
 /// Shows the stored grid.
 pub const POSITIONS: &str = "llma.dinov2_vitg14.pos_embed";
+/// Width of a head, the same in every size.
+pub const HEAD_WIDTH: usize = 64;
 /// In every checkpoint, used by nobody.
 pub const MASK: &str = "llma.dinov2_vitg14.mask_token";
 
