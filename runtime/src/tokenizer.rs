@@ -5,12 +5,13 @@
 //! one of the highest score is joined first, the leftmost of equals. Characters without a piece become their bytes.
 //! Control, unknown and byte pieces are never matched in text: whatever a user types is text.
 //!
-//! Of two equal pieces the later one is used for encoding; both decode.
+//! A piece of type unused takes part in joins, but never comes out, as SentencePiece has it: a join to one is undone in the end,
+//! and a character whose piece it is has none. Of two equal pieces the later one is used for encoding; both decode.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, RandomState};
 use sphinx_quant::error::printable;
 
 use crate::stream::TextStream;
@@ -41,7 +42,7 @@ pub enum Kind {
     Control,
     /// Found in the text before anything else, and never joined.
     UserDefined,
-    /// Takes part in joins, but never comes out.
+    /// Takes part in joins, but never comes out of a text; ids of it decode as those of ordinary text.
     Unused,
     /// One byte.
     Byte(u8),
@@ -64,22 +65,25 @@ pub struct Vocabulary<'a> {
     pub unk: u32,
     /// Whether a space is put in front of every text.
     pub add_space_prefix: bool,
+    /// The piece that is the NUL character, whatever text stands for it in `pieces`: strings of a GGUF file do not hold it.
+    pub nul: Option<u32>,
 }
 
 /// A SentencePiece byte-pair tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
-    pieces: Vec<Box<str>>,
+    pieces: Pieces,
     scores: Vec<f32>,
     kinds: Vec<Kind>,
     /// Normal, user-defined and unused pieces.
-    ids: AHashMap<Box<str>, u32>,
+    ids: Index,
     longest_bytes: usize,
     bytes: Option<Box<[u32; 256]>>,
     user: Option<Trie>,
     /// Whether some piece is of type unused, and joins must be undone.
     unused: bool,
-    /// Whether U+2581 stands only at the front of pieces, so that words are independent of each other.
+    /// Whether words are independent of each other: U+2581 stands only at the front of pieces, and a join to an unused piece
+    /// is undone in the same way wherever it happens.
     words: bool,
     /// What a cut-out segment needs in front; `None` when the vocabulary follows neither known style.
     style: Option<Style>,
@@ -116,11 +120,15 @@ impl Tokenizer {
                 return Err(format!("the id of the {name} piece is {id}, but the vocabulary has {n} pieces"));
             }
         }
+        if let Some(nul) = v.nul.filter(|&nul| !matches!(v.types.get(nul as usize), Some(1 | 4 | 5))) {
+            return Err(format!("the id of the NUL piece is {nul}, which is no piece of text"));
+        }
+        let text_bytes: usize = v.pieces.iter().map(String::len).sum();
         let mut t = Tokenizer {
-            pieces: Vec::with_capacity(n),
+            pieces: Pieces::with_capacity(n, text_bytes + 1),
             scores: Vec::with_capacity(n),
             kinds: Vec::with_capacity(n),
-            ids: AHashMap::with_capacity(n),
+            ids: Index::with_capacity(n),
             longest_bytes: 0,
             bytes: None,
             user: None,
@@ -134,8 +142,10 @@ impl Tokenizer {
         };
         let mut byte_ids = [u32::MAX; 256];
         for (id, ((piece, &score), &ty)) in (0u32..).zip(v.pieces.iter().zip(v.scores).zip(v.types)) {
+            let piece = if v.nul == Some(id) { "\0" } else { piece };
             t.add(id, piece, score, ty, &mut byte_ids)?;
         }
+        t.words &= !t.unused_joins_differ();
         match byte_ids.iter().filter(|&&id| id != u32::MAX).count() {
             0 => {}
             256 => t.bytes = Some(Box::new(byte_ids)),
@@ -173,20 +183,38 @@ impl Tokenizer {
             if piece.is_empty() {
                 return Err(format!("piece {id} is empty"));
             }
-            // Some writers put the space itself into user-defined pieces.
-            let text: Box<str> = if kind == Kind::UserDefined { escape(piece).into() } else { piece.into() };
-            self.longest_bytes = self.longest_bytes.max(text.len());
-            self.words &= !text.trim_start_matches(SPACE).contains(SPACE);
+            self.longest_bytes = self.longest_bytes.max(piece.len());
             self.unused |= kind == Kind::Unused;
             if kind == Kind::UserDefined {
+                // Some writers put the space itself into user-defined pieces.
+                let text = escape(piece);
+                self.longest_bytes = self.longest_bytes.max(text.len());
+                self.words &= !text.trim_start_matches(SPACE).contains(SPACE);
                 self.user.get_or_insert_default().insert(&text, id);
+            } else {
+                self.words &= !piece.trim_start_matches(SPACE).contains(SPACE);
             }
-            self.ids.insert(text, id);
         }
-        self.pieces.push(piece.into());
+        self.pieces.push(piece);
+        if matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Unused) {
+            self.ids.insert(id, &self.pieces);
+        }
         self.scores.push(score + 0.0); // -0 becomes 0, so that the two compare equal
         self.kinds.push(kind);
         Ok(())
+    }
+
+    /// Whether some unused piece can be joined from its parts in more than one way. SentencePiece undoes every join to it as
+    /// the last one came about, wherever in the text that was.
+    fn unused_joins_differ(&self) -> bool {
+        const MOST: usize = 4096;
+        let unused = || (0u32..).zip(&self.kinds).filter(|(_, kind)| **kind == Kind::Unused).map(|(id, _)| self.pieces.get(id));
+        let symbol = |text: &str| text.chars().nth(1).is_none() || self.ids.find(text, &self.pieces).is_some();
+        let joins = |piece: &str| {
+            let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+            cuts.filter(|(left, right)| symbol(left) && symbol(right)).take(2).count()
+        };
+        self.unused && (unused().nth(MOST).is_some() || unused().flatten().any(|piece| joins(piece) > 1))
     }
 
     /// Number of pieces.
@@ -195,9 +223,9 @@ impl Tokenizer {
         self.pieces.len()
     }
 
-    /// The piece `id` as the file has it.
+    /// The piece `id`, spaces written as U+2581.
     pub fn piece(&self, id: u32) -> Option<&str> {
-        self.pieces.get(id as usize).map(AsRef::as_ref)
+        self.pieces.get(id)
     }
 
     /// What the piece `id` is.
@@ -243,7 +271,7 @@ impl Tokenizer {
         }
         let mut merge = Merge::default();
         let mut rest = escaped.as_str();
-        if let Some(user) = &self.user {
+        if let Some(user) = self.user.as_ref().filter(|_| self.words) {
             let mut at = 0;
             while at < rest.len() {
                 match user.longest(&rest.as_bytes()[at..]) {
@@ -347,7 +375,7 @@ impl Tokenizer {
         }
     }
 
-    /// Encodes text without user-defined pieces.
+    /// Encodes text without user-defined pieces, or, where words depend on each other, all of a text.
     fn encode_plain(&self, text: &str, merge: &mut Merge, out: &mut Out) {
         let mut rest = text;
         while !rest.is_empty() {
@@ -365,11 +393,12 @@ impl Tokenizer {
         symbols.clear();
         pairs.clear();
         splits.clear();
-        let mut start = 0u32;
-        for c in word.chars() {
-            let end = start + c.len_utf8() as u32;
-            let i = symbols.len() as u32;
-            symbols.push(Symbol { start, end, prev: i.wrapping_sub(1), next: i + 1, id: NONE });
+        let user = self.user.as_ref().filter(|_| !self.words);
+        let mut start = 0;
+        while let Some(c) = word[start..].chars().next() {
+            let (bytes, id) = user.and_then(|user| user.longest(&word.as_bytes()[start..])).unwrap_or((c.len_utf8(), NONE));
+            let (i, end) = (symbols.len() as u32, start + bytes);
+            symbols.push(Symbol { start: start as u32, end: end as u32, prev: i.wrapping_sub(1), next: i + 1, id, fixed: id != NONE });
             start = end;
         }
         let count = symbols.len() as u32;
@@ -389,10 +418,13 @@ impl Tokenizer {
             symbols[right as usize] = Symbol { end: r.start, ..r };
             if r.next != NONE {
                 symbols[r.next as usize].prev = left;
-                self.offer(word, symbols, pairs, splits, left, r.next);
             }
+            // In SentencePiece's order, of which unused pieces keep the last.
             if l.prev != NONE {
                 self.offer(word, symbols, pairs, splits, l.prev, left);
+            }
+            if r.next != NONE {
+                self.offer(word, symbols, pairs, splits, left, r.next);
             }
         }
         let mut at = 0;
@@ -407,35 +439,31 @@ impl Tokenizer {
     fn offer(&self, word: &str, symbols: &[Symbol], pairs: &mut BinaryHeap<Pair>, splits: &mut AHashMap<u32, u32>, left: u32, right: u32) {
         let (l, r) = (symbols[left as usize], symbols[right as usize]);
         let bytes = r.end - l.start;
-        if bytes as usize > self.longest_bytes {
+        if bytes as usize > self.longest_bytes || l.fixed || r.fixed {
             return;
         }
-        let Some(&id) = self.ids.get(&word[l.start as usize..r.end as usize]) else { return };
+        let Some(id) = self.ids.find(&word[l.start as usize..r.end as usize], &self.pieces) else { return };
         pairs.push(Pair { score: self.scores[id as usize], left, right, bytes, id });
         if self.unused && self.kinds[id as usize] == Kind::Unused {
             splits.insert(id, l.end - l.start);
         }
     }
 
-    /// Puts out the symbol `text`, whose piece is `id` if it was joined; joins to unused pieces are undone.
+    /// Puts out the symbol `text`, whose piece is `id` if it was joined. Joins to unused pieces are undone; a character
+    /// whose piece is unused is one that has none.
     fn emit(&self, text: &str, id: u32, splits: &AHashMap<u32, u32>, out: &mut Out) {
-        let known = if id == NONE { self.ids.get(text).copied() } else { Some(id) };
-        let Some(id) = known else {
-            match &self.bytes {
-                Some(bytes) => text.bytes().for_each(|b| out.push(bytes[usize::from(b)], false)),
-                None => out.push(self.unk, true),
-            }
-            return;
-        };
-        if self.unused
-            && self.kinds[id as usize] == Kind::Unused
-            && let Some(&at) = splits.get(&id)
-        {
+        let known = if id == NONE { self.ids.find(text, &self.pieces) } else { Some(id) };
+        let unused = known.filter(|&id| self.unused && self.kinds[id as usize] == Kind::Unused);
+        if let Some(&at) = unused.and_then(|id| splits.get(&id)) {
             let (left, right) = text.split_at(at as usize);
             self.emit(left, NONE, splits, out);
             self.emit(right, NONE, splits, out);
-        } else {
+        } else if let Some(id) = known.filter(|_| unused.is_none()) {
             out.push(id, false);
+        } else if let Some(bytes) = &self.bytes {
+            text.bytes().for_each(|b| out.push(bytes[usize::from(b)], false));
+        } else {
+            out.push(self.unk, true);
         }
     }
 }
@@ -461,6 +489,8 @@ struct Symbol {
     next: u32,
     /// The piece it was joined to, or [`NONE`] for a single character.
     id: u32,
+    /// Whether it is a user-defined piece, which joins nothing.
+    fixed: bool,
 }
 
 /// Two neighbours that form a piece.
@@ -511,6 +541,73 @@ impl Out {
             self.ids.push(id);
         }
         self.unknown = unknown;
+    }
+}
+
+/// All pieces, end to end in one text.
+#[derive(Debug)]
+struct Pieces {
+    text: String,
+    ends: Vec<u32>,
+}
+
+impl Pieces {
+    fn with_capacity(pieces: usize, bytes: usize) -> Pieces {
+        Pieces { text: String::with_capacity(bytes), ends: Vec::with_capacity(pieces) }
+    }
+
+    fn push(&mut self, piece: &str) {
+        self.text.push_str(piece);
+        self.ends.push(self.text.len() as u32); // at most MAX_PIECES · MAX_PIECE_BYTES
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn get(&self, id: u32) -> Option<&str> {
+        let id = id as usize;
+        let end = *self.ends.get(id)? as usize;
+        let start = if id == 0 { 0 } else { *self.ends.get(id - 1)? as usize };
+        self.text.get(start..end)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.len() as u32).map_while(|id| self.get(id))
+    }
+}
+
+/// Pieces by their text: ids at the places that their hashes say, or the next free ones.
+#[derive(Debug)]
+struct Index {
+    /// At most half full, so that a search ends soon; a power of two of them.
+    places: Vec<u32>,
+    hash: RandomState,
+}
+
+impl Index {
+    fn with_capacity(pieces: usize) -> Index {
+        Index { places: vec![NONE; (2 * pieces).next_power_of_two()], hash: RandomState::new() }
+    }
+
+    /// The place of `text`, or the free one where it belongs.
+    fn place(&self, text: &str, pieces: &Pieces) -> usize {
+        let mask = self.places.len() - 1;
+        let mut at = self.hash.hash_one(text.as_bytes()) as usize & mask;
+        while self.places[at] != NONE && pieces.get(self.places[at]) != Some(text) {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    /// Adds the piece `id`, in place of an equal one.
+    fn insert(&mut self, id: u32, pieces: &Pieces) {
+        let at = self.place(pieces.get(id).unwrap_or_default(), pieces);
+        self.places[at] = id;
+    }
+
+    fn find(&self, text: &str, pieces: &Pieces) -> Option<u32> {
+        Some(self.places[self.place(text, pieces)]).filter(|&id| id != NONE)
     }
 }
 
@@ -587,7 +684,7 @@ mod tests {
         let pieces: Vec<String> = rows.iter().map(|r| r.0.to_string()).collect();
         let scores: Vec<f32> = rows.iter().map(|r| r.1).collect();
         let types: Vec<i32> = rows.iter().map(|r| r.2).collect();
-        Tokenizer::new(Vocabulary { pieces: &pieces, scores: &scores, types: &types, bos: 1, eos: 2, unk: 0, add_space_prefix })
+        Tokenizer::new(Vocabulary { pieces: &pieces, scores: &scores, types: &types, bos: 1, eos: 2, unk: 0, add_space_prefix, nul: None })
     }
 
     #[test]
@@ -612,6 +709,106 @@ mod tests {
         assert_eq!(t.encode("abc"), [3, 4, 5]);
         let t = tokenizer(&[("a", -9.0, 1), ("b", -9.0, 1), ("c", -9.0, 1), ("ab", -1.0, 5), ("abc", -2.0, 1)], false).unwrap();
         assert_eq!(t.encode("abcab"), [7, 3, 4]);
+    }
+
+    /// The rule for unused pieces in so many words: join over the whole text, remember how each unused piece came about last,
+    /// and take joins to them apart in that way.
+    fn join_and_undo(t: &Tokenizer, text: &str) -> Vec<u32> {
+        fn undo(t: &Tokenizer, text: &str, splits: &AHashMap<String, usize>, ids: &mut Vec<u32>) {
+            let id = t.ids.find(text, &t.pieces).unwrap_or(t.unk);
+            match splits.get(text).filter(|_| t.kinds[id as usize] == Kind::Unused) {
+                Some(&at) => {
+                    undo(t, &text[..at], splits, ids);
+                    undo(t, &text[at..], splits, ids);
+                }
+                None => ids.push(id),
+            }
+        }
+        let escaped = escape(text);
+        let mut symbols: Vec<&str> = escaped.char_indices().map(|(at, c)| &escaped[at..at + c.len_utf8()]).collect();
+        let mut splits = AHashMap::new();
+        let joined = |at: usize, symbols: &[&str]| symbols[at].to_owned() + symbols[at + 1];
+        let mut note = |at: usize, symbols: &[&str]| {
+            if let Some(id) = t.ids.find(&joined(at, symbols), &t.pieces).filter(|&id| t.kinds[id as usize] == Kind::Unused) {
+                splits.insert(t.pieces.get(id).unwrap().to_owned(), symbols[at].len());
+            }
+        };
+        (1..symbols.len()).for_each(|right| note(right - 1, &symbols));
+        loop {
+            let score = |at: usize| t.ids.find(&joined(at, &symbols), &t.pieces).map(|id| t.scores[id as usize]);
+            let mut best: Option<(f32, usize)> = None;
+            for at in 0..symbols.len().saturating_sub(1) {
+                if let Some(score) = score(at).filter(|&s| best.is_none_or(|b| s > b.0)) {
+                    best = Some((score, at));
+                }
+            }
+            let Some((_, at)) = best else { break };
+            let start = symbols[at].as_ptr() as usize - escaped.as_ptr() as usize;
+            let bytes = symbols[at].len() + symbols[at + 1].len();
+            symbols.remove(at + 1);
+            symbols[at] = &escaped[start..start + bytes];
+            if at > 0 {
+                note(at - 1, &symbols);
+            }
+            if at + 1 < symbols.len() {
+                note(at, &symbols);
+            }
+        }
+        let mut ids = Vec::new();
+        symbols.iter().for_each(|symbol| undo(t, symbol, &splits, &mut ids));
+        ids
+    }
+
+    #[test]
+    fn an_unused_piece_is_taken_apart_as_it_last_came_about() {
+        // "abc" is "ab" + "c" or "a" + "bc", after whichever word came last.
+        let rows = [("a", -9.0, 1), ("b", -9.0, 1), ("c", -9.0, 1), ("\u{2581}", -9.0, 1), ("ab", -3.0, 1), ("bc", -2.0, 1)];
+        let rows: Vec<_> = rows.into_iter().chain([("abc", -1.0, 5), ("ca", -1.5, 1), ("\u{2581}a", -1.2, 1)]).collect();
+        let t = tokenizer(&rows, false).unwrap();
+        assert!(!t.words && t.unused);
+        for text in ["abc", "abc abc", "ab c abc", "abcabc", "cab abc bc", "abc cabc abc ab"] {
+            assert_eq!(t.encode(text), join_and_undo(&t, text), "{text:?}");
+        }
+        // With one way only, words stay apart.
+        let one_way: Vec<_> = rows.iter().filter(|r| r.0 != "bc").copied().collect();
+        let t = tokenizer(&one_way, false).unwrap();
+        assert!(t.words);
+        for text in ["abc", "abc abc", "ab c abc", "abcabc", "cab abc bc"] {
+            assert_eq!(t.encode(text), join_and_undo(&t, text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn user_defined_pieces_stay_apart_where_words_do_not() {
+        let rows =
+            [("a", -9.0, 1), ("\u{2581}", -9.0, 1), ("a\u{2581}a", -1.0, 1), ("a\u{2581}", -2.0, 1), ("<x>", 0.0, 4), ("[ ]", 0.0, 4)];
+        let t = tokenizer(&rows, false).unwrap();
+        assert!(!t.words);
+        assert_eq!(t.encode("a a<x>a a"), [5, 7, 5]);
+        assert_eq!(t.encode("a <x> a[ ]"), [6, 7, 4, 3, 8]);
+    }
+
+    #[test]
+    fn the_nul_piece_is_nul_and_nothing_else() {
+        let pieces: Vec<String> = ["<unk>", "<s>", "a", "\u{1F409}", "aa"].map(Into::into).into();
+        let v = Vocabulary {
+            pieces: &pieces,
+            scores: &[0.0; 5],
+            types: &[2, 3, 1, 1, 1],
+            bos: 1,
+            eos: 1,
+            unk: 0,
+            add_space_prefix: false,
+            nul: Some(3),
+        };
+        let t = Tokenizer::new(v).unwrap();
+        assert_eq!(t.encode("a\0aa\0"), [2, 3, 4, 3]);
+        assert_eq!(t.decode(&[2, 3, 4]), "a\0aa");
+        assert_eq!(t.encode("\u{1F409}"), [0]); // not the text that stood for it
+        assert_eq!((t.piece(3), t.piece(4), t.piece(5)), (Some("\0"), Some("aa"), None));
+        assert_eq!(Tokenizer::new(Vocabulary { nul: None, ..v }).unwrap().encode("\0\u{1F409}"), [0, 3]);
+        assert!(Tokenizer::new(Vocabulary { nul: Some(1), ..v }).unwrap_err().contains("NUL piece is 1"));
+        assert!(Tokenizer::new(Vocabulary { nul: Some(5), ..v }).unwrap_err().contains("NUL piece is 5"));
     }
 
     #[test]
@@ -653,7 +850,8 @@ mod tests {
         wrong(&[("<0x0A>", 0.0, 6)], "1 byte pieces");
         wrong(&[("<0x0A>", 0.0, 6), ("<0x0a>", 0.0, 6)], "two pieces");
         wrong(&[(&"x".repeat(1025), 0.0, 1)], "1025 bytes");
-        let v = Vocabulary { pieces: &["a".into()], scores: &[0.0], types: &[1], bos: 0, eos: 0, unk: 0, add_space_prefix: true };
+        let v =
+            Vocabulary { pieces: &["a".into()], scores: &[0.0], types: &[1], bos: 0, eos: 0, unk: 0, add_space_prefix: true, nul: None };
         assert!(Tokenizer::new(v).is_ok());
         assert!(Tokenizer::new(Vocabulary { bos: 1, ..v }).unwrap_err().contains("begin piece is 1"));
         assert!(Tokenizer::new(Vocabulary { scores: &[], ..v }).unwrap_err().contains("0 scores"));

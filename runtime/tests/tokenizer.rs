@@ -15,6 +15,8 @@ use sphinx_runtime::tokenizer::{Kind, Tokenizer, Vocabulary};
 const TINY: &str = include_str!("fixtures/tokenizer-tiny.json");
 /// InternLM style: it does not.
 const NO_PREFIX: &str = include_str!("fixtures/tokenizer-tiny-noprefix.json");
+/// Small vocabularies with unused and user-defined pieces; `fixtures/make_odd_vocabularies.py` made them.
+const ODD: &str = include_str!("fixtures/odd-vocabularies.json");
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -42,12 +44,34 @@ struct Decoded {
     decoded: String,
 }
 
+#[derive(Deserialize)]
+struct Odd {
+    bytes: bool,
+    add_space_prefix: bool,
+    pieces: Vec<(String, f32, i32)>,
+    vectors: Vec<(String, Vec<u32>, String)>,
+}
+
+impl Odd {
+    fn tokenizer(&self) -> Tokenizer {
+        let mut all: Vec<(String, f32, i32)> = [("<unk>", 2), ("<s>", 3), ("</s>", 3)].map(|(p, ty)| (p.to_owned(), 0.0, ty)).into();
+        all.extend((0..if self.bytes { 256 } else { 0 }).map(|b| (format!("<0x{b:02X}>"), 0.0, 6)));
+        all.extend(self.pieces.iter().cloned());
+        let pieces: Vec<String> = all.iter().map(|p| p.0.clone()).collect();
+        let scores: Vec<f32> = all.iter().map(|p| p.1).collect();
+        let types: Vec<i32> = all.iter().map(|p| p.2).collect();
+        let add_space_prefix = self.add_space_prefix;
+        let v = Vocabulary { pieces: &pieces, scores: &scores, types: &types, bos: 1, eos: 2, unk: 0, add_space_prefix, nul: None };
+        Tokenizer::new(v).unwrap()
+    }
+}
+
 fn load(json: &str) -> (Tokenizer, Fixture) {
     let f: Fixture = serde_json::from_str(json).unwrap();
     let pieces: Vec<String> = f.pieces.split('\n').map(Into::into).collect();
     let types: Vec<i32> = f.types.bytes().map(|b| i32::from(b - b'0')).collect();
     let (scores, add_space_prefix) = (&f.scores, f.add_space_prefix);
-    let v = Vocabulary { pieces: &pieces, scores, types: &types, bos: f.bos, eos: f.eos, unk: f.unk, add_space_prefix };
+    let v = Vocabulary { pieces: &pieces, scores, types: &types, bos: f.bos, eos: f.eos, unk: f.unk, add_space_prefix, nul: None };
     (Tokenizer::new(v).unwrap(), f)
 }
 
@@ -97,6 +121,88 @@ fn recorded_vectors() {
             assert_eq!(tokenizer.decode(&row.ids), row.decoded, "{:?}", row.ids);
         }
     }
+}
+
+#[test]
+fn unused_and_user_defined_pieces_as_sentencepiece_has_them() {
+    let all: Vec<Odd> = serde_json::from_str(ODD).unwrap();
+    let (mut with_unused, mut seen_user) = (0, 0);
+    for odd in &all {
+        let tokenizer = odd.tokenizer();
+        for (text, ids, decoded) in &odd.vectors {
+            assert_eq!(&tokenizer.encode(text), ids, "{text:?} with {:?}", odd.pieces);
+            assert_eq!(&tokenizer.decode(ids), decoded, "{text:?}");
+            assert!(ids.iter().all(|&id| tokenizer.kind(id) != Some(Kind::Unused)));
+            with_unused += usize::from(odd.pieces.iter().any(|p| p.2 == 5 && text.replace(' ', "\u{2581}").contains(&p.0)));
+            seen_user += ids.iter().filter(|&&id| tokenizer.kind(id) == Some(Kind::UserDefined)).count();
+        }
+    }
+    assert!(all.len() > 20 && with_unused > 100 && seen_user > 100, "{with_unused} {seen_user}");
+}
+
+#[test]
+fn what_comes_out_while_a_reply_grows_is_whole_characters() {
+    for json in [TINY, NO_PREFIX] {
+        let (tokenizer, _) = load(json);
+        let mut random = Pcg64::seed_from_u64(41);
+        for _ in 0..1000 {
+            let text = line(&mut random).replace('\u{2581}', " ");
+            let (mut stream, mut all) = (TextStream::new(&tokenizer), String::new());
+            for id in tokenizer.encode(&text) {
+                let mut shown = String::new();
+                stream.push(id, &mut shown);
+                assert!(!shown.contains('\u{FFFD}'), "{text:?}: half a character came out");
+                all.push_str(&shown);
+                assert!(text.starts_with(&all), "{text:?}: {all:?}");
+            }
+            let mut rest = String::new();
+            stream.finish(&mut rest);
+            assert_eq!((all.as_str(), rest.as_str()), (text.as_str(), ""));
+        }
+    }
+}
+
+/// As many pieces as InternLM2 has: it may take 15 ms to make them ready. What a debug build or a busy machine takes says
+/// nothing, so the best of several counts, and debug builds have ten times as long.
+#[test]
+fn a_large_vocabulary_is_ready_soon() {
+    const PIECES: usize = 92_544;
+    let mut pieces: Vec<String> = ["<unk>", "<s>", "</s>"].map(Into::into).into();
+    pieces.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+    pieces.extend((0..400).map(|i| format!("[UNUSED_TOKEN_{i}]")));
+    let mut random = Pcg64::seed_from_u64(5);
+    while pieces.len() < PIECES {
+        let start = if random.random_range(0..2) == 0 { "\u{2581}" } else { "" };
+        let low = [0x61, 0x61, 0x4E00, 0x410][random.random_range(0..4)];
+        let body = (0..random.random_range(2..8)).filter_map(|_| char::from_u32(low + random.random_range(0..26)));
+        pieces.push(start.chars().chain(body).collect());
+    }
+    let scores: Vec<f32> = (0..PIECES).map(|i| -(i as f32)).collect();
+    let types: Vec<i32> = (0..PIECES)
+        .map(|i| {
+            if i == 0 {
+                2
+            } else if i < 3 {
+                3
+            } else if i < 259 {
+                6
+            } else if i < 659 {
+                5
+            } else {
+                1
+            }
+        })
+        .collect();
+    let v = Vocabulary { pieces: &pieces, scores: &scores, types: &types, bos: 1, eos: 2, unk: 0, add_space_prefix: false, nul: Some(700) };
+    let best = (0..7).map(|_| {
+        let start = Instant::now();
+        let tokenizer = Tokenizer::new(v).unwrap();
+        assert_eq!(tokenizer.encode("\0"), [700]);
+        start.elapsed()
+    });
+    let best = best.min().unwrap();
+    println!("{PIECES} pieces in {best:?}");
+    assert!(best < Duration::from_millis(if cfg!(debug_assertions) { 150 } else { 15 }), "{best:?}");
 }
 
 #[test]
@@ -246,7 +352,7 @@ proptest! {
         }
         let mut types = vec![1; all.len()];
         types[0] = 2;
-        let v = Vocabulary { pieces: &all, scores: &scores, types: &types, bos: 0, eos: 0, unk: 0, add_space_prefix: false };
+        let v = Vocabulary { pieces: &all, scores: &scores, types: &types, bos: 0, eos: 0, unk: 0, add_space_prefix: false, nul: None };
         let tokenizer = Tokenizer::new(v).unwrap();
         prop_assert_eq!(tokenizer.encode(&text), join_naively(&all, &scores, &text));
     }

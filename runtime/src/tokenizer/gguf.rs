@@ -1,7 +1,8 @@
 //! The tokenizer that a language file carries.
 
 use sphinx_quant::QuantError;
-use sphinx_quant::gguf::{Gguf, keys};
+use sphinx_quant::gguf::Gguf;
+use sphinx_quant::gguf::keys::{self, Half};
 
 use super::{Tokenizer, Vocabulary};
 
@@ -27,6 +28,7 @@ impl Tokenizer {
             eos: file.opt_u32(keys::TOK_EOS)?.unwrap_or(2),
             unk: file.opt_u32(keys::TOK_UNK)?.unwrap_or(0),
             add_space_prefix: file.opt_bool(keys::TOK_ADD_SPACE_PREFIX)?.unwrap_or(true),
+            nul: file.opt_u32(&Half::Language.key(keys::NUL_PIECE))?,
         };
         Tokenizer::new(v).map_err(|what| file.invalid(format!("tokenizer: {what}"), None, REMEDY))
     }

@@ -16,8 +16,8 @@ impl Tokenizer {
     /// [`RuntimeError::Usage`] when that crate does not take the vocabulary.
     pub fn hugging_face(&self) -> Result<tokenizers::Tokenizer> {
         let refused = |e: tokenizers::Error| RuntimeError::Usage(format!("tokenizers: {e}"));
-        let vocab: Vocab = (0u32..).zip(&self.pieces).map(|(id, piece)| (piece.to_string(), id)).collect();
-        let unknown = self.pieces[self.unk as usize].to_string();
+        let vocab: Vocab = (0u32..).zip(self.pieces.iter()).map(|(id, piece)| (piece.to_owned(), id)).collect();
+        let unknown = self.piece(self.unk).unwrap_or_default().to_owned();
         let bpe = BPE::builder()
             .vocab_and_merges(vocab, self.merges())
             .unk_token(unknown)
@@ -53,7 +53,7 @@ impl Tokenizer {
             let chars = piece.chars().count();
             for (left_chars, (cut, _)) in piece.char_indices().enumerate().skip(1) {
                 let (left, right) = piece.split_at(cut);
-                if self.ids.contains_key(left) && self.ids.contains_key(right) {
+                if self.ids.find(left, &self.pieces).is_some() && self.ids.find(right, &self.pieces).is_some() {
                     merges.push((self.scores[id], left_chars, chars - left_chars, (left.to_string(), right.to_string())));
                 }
             }
