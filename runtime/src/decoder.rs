@@ -6,19 +6,24 @@ use sphinx_quant::gguf::{Gguf, names};
 use sphinx_targets::{After, KvShape, KvType, Linear, Rope, Target};
 
 use crate::Result;
+use crate::experts::Resident;
 use crate::source::LanguageParams;
 
 mod layer;
+pub mod moe;
 
 use layer::Layer;
+use moe::MixtureScratch;
 
 /// Rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
 
-/// A decoder of the LLaMA kind over mapped weights.
+/// A decoder of the LLaMA kind, dense or a mixture of experts, over mapped weights.
 pub struct Decoder<T: Target> {
     embed: T::Matrix,
     layers: Vec<Layer<T>>,
+    /// What [`layer::Ffn::Mixture`] visits; no layers in a dense model.
+    experts: Resident<T>,
     norm: T::Vector,
     output: Linear<T>,
     params: LanguageParams,
@@ -34,6 +39,8 @@ pub struct Scratch<T: Target> {
     qkv: T::Buffer,
     /// What attention gathered `[chunk, heads · head_dim]`.
     mixed: T::Buffer,
+    /// What a mixture needs besides.
+    mixture: Option<MixtureScratch<T>>,
     /// Rows whose logits are wanted `[16, dim]`.
     picked: T::Buffer,
     /// Their logits `[16, vocabulary]`.
@@ -52,6 +59,7 @@ impl<T: Target> Decoder<T> {
         Ok(Decoder {
             embed: t.matrix(&[file.tensor(names::TOKEN_EMBD)?.clone()])?,
             layers,
+            experts: Resident::load(t, file, params)?,
             norm: t.vector(file.tensor(names::OUTPUT_NORM)?)?,
             output: Linear { weight: t.matrix(&[file.tensor(output)?.clone()])?, bias: None },
             params: params.clone(),
@@ -75,6 +83,7 @@ impl<T: Target> Decoder<T> {
             normed: t.buffer(chunk, p.dim)?,
             qkv: t.buffer(chunk, p.qkv_width())?,
             mixed: t.buffer(chunk, p.heads * p.head_dim)?,
+            mixture: p.is_mixture().then(|| MixtureScratch::new(t, p, chunk)).transpose()?,
             picked: t.buffer(picked, p.dim)?,
             logits: t.buffer(picked, p.vocabulary)?,
         })
@@ -104,7 +113,7 @@ impl<T: Target> Decoder<T> {
     /// When the target fails.
     pub fn forward(&self, t: &T, s: &mut Scratch<T>, caches: &mut [T::Kv], pos: usize) -> Result<()> {
         for (l, kv) in self.layers.iter().zip(caches) {
-            layer::layer(t, l, s, kv, pos)?;
+            layer::layer(t, l, &self.experts, s, kv, pos)?;
         }
         Ok(())
     }

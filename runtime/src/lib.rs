@@ -8,6 +8,8 @@
 
 pub mod decoder;
 pub mod error;
+pub mod experts;
+pub mod film;
 pub mod memory;
 pub mod prompt;
 pub mod sampler;
@@ -19,6 +21,7 @@ pub mod tokenizer;
 pub mod vision;
 
 pub use error::{Result, RuntimeError};
+pub use film::Film;
 pub use memory::Memory;
 pub use prompt::{Template, Turn};
 pub use sampler::Sampling;

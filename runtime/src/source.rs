@@ -9,11 +9,12 @@ use sphinx_quant::gguf::keys::{self, Half};
 use crate::{Result, RuntimeError};
 
 mod params;
+pub(crate) mod stacks;
 
 pub use params::LanguageParams;
 
 /// Architectures of language files that this version runs.
-pub const ARCHITECTURES: &[&str] = &["llama", "internlm2"];
+pub const ARCHITECTURES: &[&str] = &["llama", "internlm2", keys::ARCH_SPLIT];
 
 /// An open language file that knows where its vision half should be.
 #[derive(Debug)]

@@ -8,14 +8,17 @@ use sphinx_quant::gguf::{Gguf, names};
 use sphinx_quant::{GgmlType, QuantError, Tensor};
 
 use super::ARCHITECTURES;
+use super::stacks::{self, Stack};
 use crate::prompt::Template;
 use crate::session::{MAX_STOP_BYTES, MAX_STOPS};
 use crate::{Result, RuntimeError};
 
-const DAMAGED: &str = "the file is damaged or was made for something else; convert it again";
+pub(super) const DAMAGED: &str = "the file is damaged or was made for something else; convert it again";
 const UNSUPPORTED: &str = "this version cannot run the model; nothing is computed half right";
 /// Context of a file that is not ours and allows more.
 const PLAIN_CONTEXT: usize = 4096;
+/// Most experts of a layer.
+const MAX_EXPERTS: u32 = 1024;
 
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +33,12 @@ pub struct LanguageParams {
     pub layers: usize,
     /// Width of a row.
     pub dim: usize,
-    /// Hidden width of the feed-forward part.
+    /// Hidden width of the feed-forward part; of one expert in a mixture.
     pub hidden: usize,
+    /// Experts of every layer; 0 in a dense model.
+    pub experts: usize,
+    /// Experts that a token goes through; 0 in a dense model.
+    pub experts_used: usize,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
@@ -48,7 +55,7 @@ pub struct LanguageParams {
     pub rope_base: f32,
     /// Multiplies positions; 1 without scaling.
     pub rope_scale: f32,
-    /// Rows that a picture adds after the first token, if the file says.
+    /// Rows that a picture adds after the first token, if the file says; the most where views can be skipped.
     pub image_rows: Option<usize>,
     /// What goes around a question.
     pub template: Template,
@@ -69,11 +76,6 @@ impl LanguageParams {
     /// Naming the file, the key or the tensor, what was expected and what was found.
     pub fn read(file: &Gguf) -> Result<LanguageParams> {
         check_architecture(file)?;
-        let experts = file.opt_u32(&file.arch_key(keys::EXPERT_COUNT))?.unwrap_or(0);
-        if experts > 0 {
-            let what = format!("the model is a mixture of {experts} experts; mixture models are not supported by this version yet");
-            return Err(file.invalid(what, None, UNSUPPORTED).into());
-        }
         let size = |key: &str, most: u32| size(file, key, most);
         let layers = size(keys::BLOCK_COUNT, 1024)?;
         let dim = size(keys::EMBEDDING_LENGTH, 1 << 17)?;
@@ -83,6 +85,7 @@ impl LanguageParams {
             Some(_) => size(keys::HEAD_COUNT_KV, 1024)?,
             None => heads,
         };
+        let (experts, experts_used) = mixture(file, hidden)?;
         let of_file = size(keys::CONTEXT_LENGTH, 1 << 24)?;
         let wrong = |key: &str, what: String| wrong(file, key, &what);
         if !dim.is_multiple_of(heads) || !(dim / heads).is_multiple_of(2) {
@@ -130,6 +133,8 @@ impl LanguageParams {
             layers,
             dim,
             hidden,
+            experts,
+            experts_used,
             heads,
             kv_heads,
             head_dim,
@@ -154,80 +159,153 @@ impl LanguageParams {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Names and shapes `[rows, columns]` of all tensors (one row for a vector).
-    fn tensors(&self) -> Vec<(String, usize, usize)> {
+    /// Whether the feed-forward parts are mixtures of experts.
+    pub fn is_mixture(&self) -> bool {
+        self.experts > 0
+    }
+
+    /// Names and shapes, outermost dimension first, of all tensors but stacks of experts.
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (dim, hidden, kv) = (self.dim, self.hidden, self.kv_heads * self.head_dim);
-        let mut all = vec![(names::TOKEN_EMBD.to_owned(), self.vocabulary, dim), (names::OUTPUT_NORM.to_owned(), 1, dim)];
+        let mut all = vec![(names::TOKEN_EMBD.to_owned(), vec![self.vocabulary, dim]), (names::OUTPUT_NORM.to_owned(), vec![dim])];
         if !self.tied_output {
-            all.push((names::OUTPUT.to_owned(), self.vocabulary, dim));
+            all.push((names::OUTPUT.to_owned(), vec![self.vocabulary, dim]));
         }
         for i in 0..self.layers {
-            all.extend(
-                [
-                    (names::ATTN_NORM, 1, dim),
-                    (names::ATTN_Q, dim, dim),
-                    (names::ATTN_K, kv, dim),
-                    (names::ATTN_V, kv, dim),
-                    (names::ATTN_OUTPUT, dim, dim),
-                    (names::FFN_NORM, 1, dim),
-                    (names::FFN_GATE, hidden, dim),
-                    (names::FFN_UP, hidden, dim),
-                    (names::FFN_DOWN, dim, hidden),
-                ]
-                .map(|(name, rows, cols)| (names::at(name, i, 0), rows, cols)),
-            );
+            let mut add = |name: &str, shape: &[usize]| all.push((names::at(name, i, 0), shape.to_vec()));
+            add(names::ATTN_NORM, &[dim]);
+            add(names::ATTN_Q, &[dim, dim]);
+            add(names::ATTN_K, &[kv, dim]);
+            add(names::ATTN_V, &[kv, dim]);
+            add(names::ATTN_OUTPUT, &[dim, dim]);
+            add(names::FFN_NORM, &[dim]);
+            if self.is_mixture() {
+                add(names::FFN_GATE_INP, &[self.experts, dim]);
+            } else {
+                add(names::FFN_GATE, &[hidden, dim]);
+                add(names::FFN_UP, &[hidden, dim]);
+                add(names::FFN_DOWN, &[dim, hidden]);
+            }
         }
         all
     }
 
     fn check_tensors(&mut self, file: &Gguf) -> Result<()> {
-        let expected = self.tensors();
-        for (name, rows, cols) in &expected {
-            let tensor = file.tensor(name)?;
-            let fits = if *rows == 1 { tensor.dims() == [*cols] } else { tensor.dims() == [*cols, *rows] };
-            if !fits {
-                let want = if *rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") };
-                return Err(file.invalid(format!("the shape is {}, expected {want}", shape(tensor)), Some(name), DAMAGED).into());
-            }
-            if *rows == 1 && !matches!(tensor.ty(), GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
-                return Err(file.invalid(format!("the type is {}, expected a plain float type", tensor.ty()), Some(name), DAMAGED).into());
+        if self.is_mixture()
+            && let Some(tensor) = file.tensors().iter().find(|t| Stack::single(t.name()).is_some())
+        {
+            let what = "the tensor holds one expert: the file is of the old form of mixtures, in which experts are not stacked";
+            let remedy = "convert the model again, with `sphinx convert` or a llama.cpp of 2024 or later";
+            return Err(file.invalid(what, Some(tensor.name()), remedy).into());
+        }
+        let mut known = HashSet::new();
+        for (name, shape) in self.tensors() {
+            let tensor = file.tensor(&name)?;
+            check_shape(file, tensor, &shape)?;
+            // Norms are used element by element; a router decides, so it is never quantised.
+            let plain = shape.len() == 1 || names::numbers(names::FFN_GATE_INP, &name).is_some();
+            if plain && !matches!(tensor.ty(), GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
+                return Err(file.invalid(format!("the type is {}, expected a plain float type", tensor.ty()), Some(&name), DAMAGED).into());
             }
             self.whole_precision &= tensor.ty() == GgmlType::F32;
+            known.insert(tensor.name());
         }
-        let known: HashSet<&str> = expected.iter().map(|(name, ..)| name.as_str()).collect();
+        let layers = if self.is_mixture() { self.layers } else { 0 };
+        for (layer, stack) in (0..layers).flat_map(|i| Stack::ALL.map(|stack| (i, stack))) {
+            let (rows, cols) = if stack == Stack::Down { (self.dim, self.hidden) } else { (self.hidden, self.dim) };
+            for run in stacks::runs(file, stack, layer, self.experts)? {
+                // A stack of one may be written as a matrix.
+                if run.experts != 1 || run.tensor.dims() != [cols, rows] {
+                    check_shape(file, run.tensor, &[run.experts, rows, cols])?;
+                }
+                self.whole_precision &= run.tensor.ty() == GgmlType::F32;
+                known.insert(run.tensor.name());
+            }
+        }
         for tensor in file.tensors().iter().filter(|t| !known.contains(t.name())) {
-            if let Some(what) = changes_the_result(tensor.name(), self.layers) {
+            if let Some(what) = self.changes_the_result(tensor.name()) {
                 return Err(file.invalid(what, Some(tensor.name()), UNSUPPORTED).into());
             }
             self.unused_tensors.push(tensor.name().to_owned());
         }
         Ok(())
     }
+
+    /// Why a tensor that nothing claims cannot be left out, if so.
+    fn changes_the_result(&self, name: &str) -> Option<String> {
+        if let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
+            let layers = self.layers;
+            if layer.parse::<usize>().is_ok_and(|i| i >= layers) {
+                return Some(format!("the metadata promise {layers} layers, this tensor belongs to a further one"));
+            }
+            if rest.ends_with(".bias") || ["attn_q_norm", "attn_k_norm", "post_", "exp_probs_b"].iter().any(|p| rest.starts_with(p)) {
+                return Some("the decoder has parameters that a llama model has not".into());
+            }
+            if let Some((_, _, first)) = Stack::of(name).filter(|_| self.is_mixture()) {
+                return Some(format!("expert {first} is in another tensor too: stacks of experts may not overlap"));
+            }
+            let dense = Stack::ALL.iter().any(|stack| names::numbers(stack.dense(), name).is_some());
+            if self.is_mixture() && (dense || rest.contains("_shexp") || rest.contains("_chexp")) {
+                return Some("the decoder has a feed-forward part beside its experts, which a Mixtral has not".into());
+            }
+            if rest.contains("_exps") || rest.contains("_inp") || rest.contains("_shexp") || Stack::single(name).is_some() {
+                let said = if self.is_mixture() { "a plain one" } else { "dense" };
+                return Some(format!("the tensor belongs to a mixture of experts, but the metadata say that the model is {said}"));
+            }
+        }
+        (name.starts_with("rope_") || name == "output.bias" || name == "output_norm.bias")
+            .then(|| "the model has parameters that a llama model has not".into())
+    }
 }
 
-/// Why a tensor that no row of the table claims cannot be left out, if so.
-fn changes_the_result(name: &str, layers: usize) -> Option<String> {
-    if let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
-        if layer.parse::<usize>().is_ok_and(|i| i >= layers) {
-            return Some(format!("the metadata promise {layers} layers, this tensor belongs to a further one"));
-        }
-        if rest.ends_with(".bias") || rest.starts_with("attn_q_norm") || rest.starts_with("attn_k_norm") || rest.starts_with("post_") {
-            return Some("the decoder has parameters that a llama model has not".into());
-        }
-        if rest.contains("_exps") || rest.contains("_inp") || rest.contains("_shexp") {
-            return Some("the model is a mixture of experts, but its metadata say that it is dense".into());
+/// Experts of a layer and how many of them a token goes through; 0 and 0 in a dense model.
+fn mixture(file: &Gguf, hidden: usize) -> Result<(usize, usize)> {
+    let experts = file.opt_u32(&file.arch_key(keys::EXPERT_COUNT))?.unwrap_or(0);
+    if experts > MAX_EXPERTS {
+        return Err(wrong(file, keys::EXPERT_COUNT, &format!("is {experts}, expected at most {MAX_EXPERTS}")));
+    }
+    if experts == 0 {
+        return match file.opt_u32(&file.arch_key(keys::EXPERT_USED_COUNT))?.unwrap_or(0) {
+            0 => Ok((0, 0)),
+            used => {
+                let what = format!("is {used}, but key \"{}\" says that there are no experts", file.arch_key(keys::EXPERT_COUNT));
+                Err(wrong(file, keys::EXPERT_USED_COUNT, &what))
+            }
+        };
+    }
+    let used = size(file, keys::EXPERT_USED_COUNT, experts)?;
+    // What other mixtures do and this one does not.
+    let other = |key: &str, found: String| {
+        let what = format!("key \"{}\" is {found}: only mixtures of Mixtral's kind are supported", file.arch_key(key));
+        Err(file.invalid(what, None, UNSUPPORTED).into())
+    };
+    for (key, usual) in [("expert_shared_count", 0), ("expert_gating_func", 1), ("expert_feed_forward_length", hidden as u32)] {
+        if let Some(found) = file.opt_u32(&file.arch_key(key))?.filter(|&found| found != 0 && found != usual) {
+            return other(key, found.to_string());
         }
     }
-    (name.starts_with("rope_") || name == "output.bias" || name == "output_norm.bias")
-        .then(|| "the model has parameters that a llama model has not".into())
+    if let Some(found) = file.opt_f32(&file.arch_key("expert_weights_scale"))?.filter(|&found| found != 0.0 && found != 1.0) {
+        return other("expert_weights_scale", found.to_string());
+    }
+    if file.opt_bool(&file.arch_key("expert_weights_norm"))? == Some(false) {
+        return other("expert_weights_norm", "false".into());
+    }
+    Ok((experts as usize, used))
 }
 
-/// The shape as a matrix is written, outermost first.
-fn shape(tensor: &Tensor) -> String {
-    let dims: Vec<String> = tensor.dims().iter().rev().map(usize::to_string).collect();
-    format!("[{}]", dims.join(", "))
+/// Refuses a tensor whose shape, outermost dimension first, is not `expected`.
+fn check_shape(file: &Gguf, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+    if tensor.dims().iter().rev().eq(expected) {
+        return Ok(());
+    }
+    let found = shape(tensor.dims().iter().rev());
+    Err(file.invalid(format!("the shape is {found}, expected {}", shape(expected.iter())), Some(tensor.name()), DAMAGED).into())
 }
 
+/// A shape as a matrix is written, outermost first.
+fn shape<'a>(dims: impl Iterator<Item = &'a usize>) -> String {
+    format!("[{}]", dims.map(usize::to_string).collect::<Vec<_>>().join(", "))
+}
 fn check_architecture(file: &Gguf) -> Result<()> {
     let refuse = |what: String, remedy| Err(RuntimeError::Invalid { file: file.path().to_owned(), what, remedy });
     if file.half() == Half::Vision {
