@@ -121,6 +121,15 @@ impl CpuTarget {
         self.pool.threads()
     }
 
+    /// Bytes of scratch held, which is what the largest operations so far needed.
+    pub fn scratch_bytes(&self) -> usize {
+        fn sum<T>(all: &[Mutex<T>], bytes: impl Fn(&T) -> usize) -> usize {
+            all.iter().map(|one| bytes(&one.lock().unwrap_or_else(PoisonError::into_inner))).sum()
+        }
+        let angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        self.scratch().bytes() + sum(&self.attention, attention::Worker::bytes) + sum(&self.conv, Aligned::bytes) + angles
+    }
+
     /// What was recorded since the last time, by tensor name and place in the file, and starts anew; nothing unless
     /// [`CpuOptions::record`] is on.
     ///

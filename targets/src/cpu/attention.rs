@@ -42,6 +42,11 @@ impl Worker {
         Worker { q: Aligned::empty(), scores: Aligned::empty(), mixed: Aligned::empty(), keys: Aligned::empty() }
     }
 
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.q.bytes() + self.scores.bytes() + self.mixed.bytes() + self.keys.bytes()
+    }
+
     fn make_room(&mut self, stride: usize, head_dim: usize, key_tiles: usize) -> Result<()> {
         let what = "scratch of attention";
         self.q.at_least(QUERIES * head_dim, what)?;

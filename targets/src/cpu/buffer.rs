@@ -32,6 +32,11 @@ impl<T: Copy + Default> Aligned<T> {
         Aligned { data: Vec::new(), skip: 0, len: 0 }
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<T>()
+    }
+
     /// The first `len` elements, after making room for them; what was there is lost when it has to grow.
     pub fn at_least(&mut self, len: usize, what: &'static str) -> Result<&mut [T]> {
         if self.len < len {

@@ -77,8 +77,11 @@ const fn batch(isa: Isa) -> usize {
 }
 /// The same when no weights are quantised: unpacking costs more, and multiplying less.
 const FLOAT_BATCH: usize = 16;
-/// Activation rows that are quantised and multiplied together, at most.
+/// Activation rows that are quantised and multiplied together, at most, and the bytes that they may take in `f32`
+/// unless they are fewer than the least.
 const BATCH_MOST: usize = 2048;
+const BATCH_BYTES: usize = 32 << 20;
+const BATCH_LEAST: usize = 512;
 /// Weight rows whose results are finished together, when few activation rows meet them.
 const STRIP: usize = 64;
 /// Bytes of unpacked weights that a thread keeps in its cache.
@@ -140,6 +143,19 @@ impl Scratch {
             floats: Aligned::empty(),
         };
         Scratch { activations, hidden: Aligned::empty(), workers: (0..threads).map(|_| worker()).collect() }
+    }
+}
+
+impl Scratch {
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        let Activations { q8, qs, d, aux, floats } = &self.activations;
+        let of_worker = |worker: &Mutex<Worker>| {
+            let Worker { numbers, sums, codes, s, m, floats } = &*lock(worker);
+            numbers.bytes() + sums.bytes() + codes.bytes() + s.bytes() + m.bytes() + floats.bytes()
+        };
+        let activations = q8.bytes() + qs.bytes() + d.bytes() + aux.bytes() + floats.bytes();
+        activations + self.hidden.bytes() + self.workers.iter().map(of_worker).sum::<usize>()
     }
 }
 
@@ -307,8 +323,10 @@ impl CpuTarget {
         }
         let floats = !layer.weight.parts.iter().any(|t| self.in_8_bits(t.ty()));
         let batch = if floats { FLOAT_BATCH } else { batch(self.isa()) };
-        for first in (0..x.count).step_by(BATCH_MOST) {
-            let (x, out) = (x.part(first, BATCH_MOST.min(x.count - first)), out.part(first));
+        let most = (BATCH_BYTES / 4 / x.width).clamp(BATCH_LEAST, BATCH_MOST);
+        let most = x.count.div_ceil(x.count.div_ceil(most).max(1)).next_multiple_of(TILE);
+        for first in (0..x.count).step_by(most.max(1)) {
+            let (x, out) = (x.part(first, most.min(x.count - first)), out.part(first));
             if x.count < batch {
                 self.multiply_few(x, layer, after, out, activations, workers)?;
             } else {

@@ -55,6 +55,11 @@ impl Q8Rows {
         Ok(())
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.qs.bytes() + self.d.bytes() + self.sums.bytes()
+    }
+
     /// The three arrays, whole, to be written row by row.
     pub fn arrays_mut(&mut self) -> (&mut [i8], &mut [f32], &mut [i16]) {
         let (n, k) = (self.rows, self.k);

@@ -485,6 +485,24 @@ fn maps() {
 }
 
 #[test]
+fn scratch_is_bounded_by_tiles() {
+    let t = CpuTarget::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    let rows = 5000;
+    let ones = |ty: GgmlType, n: usize, k: usize| Linear {
+        weight: t.matrix(&[Tensor::owned("t", ty, &[k, n], &vec![0; n * ty.row_bytes(k).unwrap()]).unwrap()]).unwrap(),
+        bias: None,
+    };
+    // The hidden map of a 13B decoder, and inputs as wide as all encoders' features together.
+    for ty in [GgmlType::Q8_0, GgmlType::F16] {
+        let mlp = Mlp { up: ones(ty, 2 * 13824, 32), act: Activation::SiluGate, down: ones(ty, 16, 13824) };
+        t.mlp(&t.buffer(600, 32).unwrap(), &mlp, After::Nothing, &mut t.buffer(600, 16).unwrap()).unwrap();
+        t.linear(&t.buffer(rows, 8704).unwrap(), &ones(ty, 16, 8704), After::Nothing, &mut t.buffer(rows, 16).unwrap()).unwrap();
+        let mib = t.scratch_bytes() as f64 / (1 << 20) as f64;
+        assert!((28.0..96.0).contains(&mib), "{ty}: {mib:.1} MiB");
+    }
+}
+
+#[test]
 fn norms_follow_their_rows() {
     let mut rng = Pcg64::seed_from_u64(9);
     let (rows, width) = (11, 70);
