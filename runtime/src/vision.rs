@@ -1,19 +1,30 @@
 //! From a picture to the rows that enter the decoder.
 //!
-//! A picture is padded to a square and resized ([`resize`]), cut into views ([`views`]), each view goes through two
-//! encoders, ConvNeXt and DINOv2, and what they see at each patch is joined and projected to the decoder's width. All
-//! of it follows the metadata of the vision half ([`params`]); nothing here knows a model by name.
+//! A picture is padded to a square and resized ([`resize`]) and cut into views ([`views`]). Each view goes through the
+//! encoders, some of ConvNeXt, CLIP and DINOv2; what they see at each patch is joined and projected to the decoder's width. A
+//! Q-Former, where there is one, adds rows of its own. All of it follows the metadata of the vision half ([`params`]);
+//! nothing here knows a model by name.
+//!
+//! A view without anything of the picture costs nothing: a model that has learned rows for it gets these, and for the others
+//! what such a view becomes is computed once per model and kept.
 
 mod bridge;
+mod clip;
 mod convnext;
 mod dinov2;
+mod eva;
 pub mod params;
 pub mod preprocess;
+mod qformer;
 pub mod resize;
+mod tensors;
 pub mod views;
+mod vit;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -26,35 +37,74 @@ pub use preprocess::Picture;
 use crate::{Result, RuntimeError};
 use bridge::Bridge;
 use convnext::ConvNext;
-use dinov2::DinoV2;
-use params::{Encoder, Tensors};
-use views::{Map, Views, renormalise};
+use params::{DinoParams, Encoder};
+use qformer::QFormer;
+use tensors::Tensors;
+use views::{Map, Views};
+use vit::Vit;
 
-/// The vision half of a model: encoders, projection, image tags.
+/// The vision half of a model: encoders, projections, learned rows.
 ///
 /// Loading takes milliseconds: weights stay where they are in the mapped file.
 pub struct Vision<T: Target> {
     params: VisionParams,
     pair_id: String,
     file: PathBuf,
-    convnext: ConvNext<T>,
-    dino: DinoV2<T>,
+    /// One per encoder of the metadata, in their order.
+    towers: Vec<Tower<T>>,
+    qformer: Option<QFormer<T>>,
     bridge: Bridge<T>,
+    /// What views of padding alone become, without tags, by [`Vision::padding_key`].
+    padding: Mutex<BTreeMap<usize, Tokens>>,
 }
 
-/// A picture as the decoder sees it.
-#[derive(Clone, Debug, PartialEq)]
+/// An encoder's weights.
+enum Tower<T: Target> {
+    Clip(Vit<T>),
+    ConvNext(ConvNext<T>),
+    DinoV2(Vit<T>, DinoParams),
+}
+
+/// Rows of a view without its tags, `[view tokens, dim]`.
+type Tokens = Arc<[f32]>;
+
+/// A picture, or several, as the decoder sees them.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageRows {
-    /// `[count, dim]`: per view a start row, its tokens and an end row.
+    /// `[count, dim]`: per view a start row, its tokens and an end row, where the layout has no other wish.
     pub rows: Vec<f32>,
     /// Rows.
     pub count: usize,
     /// Width of a row.
     pub dim: usize,
-    /// Views, the whole picture included.
+    /// Rows of each picture.
+    pub pictures: Vec<usize>,
+    /// Views, the whole picture included, and also those that were skipped.
     pub views: usize,
+    /// Views that hold nothing of the picture and became the model's learned rows.
+    pub skipped_views: usize,
+    /// Views of padding alone whose tokens another such view had already become.
+    pub cached_views: usize,
     /// What it took.
     pub timings: VisionTimings,
+}
+
+impl ImageRows {
+    /// Several pictures as one: their rows in order, each with its tags. All are to be of one width; a session refuses rows
+    /// whose number and width do not agree.
+    pub fn join(images: &[ImageRows]) -> ImageRows {
+        let mut all = ImageRows { dim: images.first().map_or(0, |i| i.dim), ..ImageRows::default() };
+        for image in images {
+            all.rows.extend_from_slice(&image.rows);
+            all.count += image.count;
+            all.pictures.extend_from_slice(&image.pictures);
+            all.views += image.views;
+            all.skipped_views += image.skipped_views;
+            all.cached_views += image.cached_views;
+            all.timings.add(&image.timings);
+        }
+        all
+    }
 }
 
 /// Seconds spent on a picture, by part.
@@ -62,18 +112,33 @@ pub struct ImageRows {
 pub struct VisionTimings {
     /// Padding, resize, normalisation, views.
     pub preprocess_s: f64,
+    /// CLIP over all views.
+    pub clip_s: f64,
     /// ConvNeXt over all views.
     pub convnext_s: f64,
     /// DINOv2 over all views.
     pub dinov2_s: f64,
-    /// Projection.
+    /// The Q-Former and its tower over all views.
+    pub qformer_s: f64,
+    /// Projections.
     pub project_s: f64,
 }
 
 impl VisionTimings {
     /// All parts together.
     pub fn total_s(&self) -> f64 {
-        self.preprocess_s + self.convnext_s + self.dinov2_s + self.project_s
+        self.preprocess_s + self.clip_s + self.convnext_s + self.dinov2_s + self.qformer_s + self.project_s
+    }
+
+    /// Adds what another picture took.
+    fn add(&mut self, other: &VisionTimings) {
+        let VisionTimings { preprocess_s, clip_s, convnext_s, dinov2_s, qformer_s, project_s } = other;
+        self.preprocess_s += preprocess_s;
+        self.clip_s += clip_s;
+        self.convnext_s += convnext_s;
+        self.dinov2_s += dinov2_s;
+        self.qformer_s += qformer_s;
+        self.project_s += project_s;
     }
 }
 
@@ -94,7 +159,8 @@ pub trait Observe {
 /// Nobody.
 impl Observe for () {}
 
-/// Keeps every stage: `image` `[3, S, S]`, `view.K.convnext` and `view.K.dinov2` `[tokens, width]`, `rows` `[rows, dim]`.
+/// Keeps every stage: `image` `[3, S, S]`; per view that is not skipped what each encoder saw, `view.K.clip`, `view.K.convnext` and
+/// `view.K.dinov2` `[tokens, width]`, before any pooling, and `view.K.qformer` `[queries, width]`; `rows` `[rows, dim]`.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
     /// Shape and values by name.
@@ -111,6 +177,26 @@ impl Observe for Recorder {
     }
 }
 
+/// Where the rows of a view come from.
+enum Origin {
+    /// From this view of those that are encoded.
+    Encoded(usize),
+    /// From an earlier view of padding alone.
+    Kept(Tokens),
+    /// From the model: nothing of the picture is there.
+    Skipped,
+}
+
+/// A picture, cut up.
+struct Plan {
+    /// Inputs of the views that are to be encoded.
+    views: Views,
+    /// One per view.
+    origins: Vec<Origin>,
+    /// What to keep: padding key, view of those encoded.
+    keep: Vec<(usize, usize)>,
+}
+
 impl<T: Target> Vision<T> {
     /// The vision half in `file`.
     ///
@@ -120,21 +206,37 @@ impl<T: Target> Vision<T> {
     pub fn load(target: &T, file: &Gguf) -> Result<Vision<T>> {
         let params = VisionParams::read(file)?;
         let tensors = Tensors::new(target, file);
+        let across = params.patches_across();
+        let tower = |encoder: &Encoder| -> Result<Tower<T>> {
+            Ok(match encoder {
+                Encoder::Clip(vit) => Tower::Clip(Vit::load(&tensors, &clip::NAMES, vit, across)?),
+                Encoder::ConvNext(convnext) => Tower::ConvNext(ConvNext::load(&tensors, convnext)?),
+                Encoder::DinoV2(dino) => {
+                    Tower::DinoV2(Vit::load(&tensors, dinov2::names(dino.vit.activation), &dino.vit, across)?, dino.clone())
+                }
+            })
+        };
         let vision = Vision {
             pair_id: file.str(&Half::Vision.key(keys::PAIR_ID))?.to_owned(),
             file: file.path().to_owned(),
-            convnext: ConvNext::load(&tensors, &params.convnext)?,
-            dino: DinoV2::load(&tensors, &params.dino, params.patches_across())?,
+            towers: params.encoders.iter().map(tower).collect::<Result<_>>()?,
+            qformer: params.qformer.as_ref().map(|q| QFormer::load(&tensors, q, params.vit.input / q.eva.patch)).transpose()?,
             bridge: Bridge::load(&tensors, &params)?,
+            padding: Mutex::default(),
             params,
         };
         tensors.all_asked()?;
         Ok(vision)
     }
 
-    /// Rows that a picture adds to a prompt.
+    /// Rows that a picture adds to a prompt when nothing of it is skipped.
     pub fn image_rows(&self) -> usize {
         self.params.image_rows()
+    }
+
+    /// Rows that a picture of `width` × `height` pixels adds to a prompt.
+    pub fn rows_of(&self, width: usize, height: usize) -> usize {
+        self.params.rows_of(width, height)
     }
 
     /// Width of a row.
@@ -154,77 +256,177 @@ impl<T: Target> Vision<T> {
 
     /// Runs a picture through the encoders; `observe` sees the stages it wants, in the order of [`Recorder`].
     ///
+    /// A view of padding alone is encoded once per model; what it becomes is kept, and is what encoding it again would
+    /// give, to the bit. A view whose stages `observe` wants is always encoded.
+    ///
     /// # Errors
     /// What the target reports; [`RuntimeError::NotFinite`] when a row holds something that is no number.
     pub fn encode(&self, target: &T, picture: &Picture, observe: &mut dyn Observe) -> Result<ImageRows> {
-        let (t, p) = (target, &self.params);
+        let (p, dim) = (&self.params, self.params.projection_dim);
         let mut timings = VisionTimings::default();
-        let views = timed(&mut timings.preprocess_s, || self.preprocess(picture, observe));
-        let (count, tokens) = (p.views(), p.tokens());
-
-        let mut features = t.buffer(count * tokens, p.features())?;
-        let mut column = 0;
-        for &encoder in &p.encoders {
-            let (name, seconds) = match encoder {
-                Encoder::ConvNext => ("convnext", &mut timings.convnext_s),
-                Encoder::DinoV2 => ("dinov2", &mut timings.dinov2_s),
-            };
-            timed(seconds, || match encoder {
-                Encoder::ConvNext => {
-                    let map = self.convnext.forward(t, &views.convnext)?;
-                    bridge::place_map(t, &map, count, p.convnext.last_side(), p.patches_across(), &mut features, column)
-                }
-                Encoder::DinoV2 => {
-                    let mut inputs = views.vit.clone();
-                    for view in &mut inputs {
-                        renormalise(view, p.image_mean, p.image_std, p.dino.mean, p.dino.std);
-                    }
-                    let all = self.dino.forward(t, &inputs)?;
-                    Ok(t.copy(&all, 0, count * tokens, &mut features, 0, column)?)
-                }
-            })?;
-            self.report(t, name, &features, column, p.width_of(encoder), observe)?;
-            column += p.width_of(encoder);
+        let Plan { views, origins, keep } = timed(&mut timings.preprocess_s, || self.plan(picture, observe));
+        let tokens = if views.places.is_empty() { Vec::new() } else { self.encode_views(target, views, &mut timings, observe)? };
+        let tokens: Vec<Tokens> = tokens.into_iter().map(Tokens::from).collect();
+        for (key, view) in keep {
+            self.kept().insert(key, Arc::clone(&tokens[view]));
         }
-        drop(views);
 
-        let rows = timed(&mut timings.project_s, || self.bridge.forward(t, &features, count))?;
-        drop(features);
-        let dim = p.projection_dim;
+        let mut rows = Vec::with_capacity(p.image_rows() * dim);
+        let (mut skipped_views, mut encoded) = (0, 0);
+        for (k, origin) in origins.iter().enumerate() {
+            match origin {
+                Origin::Encoded(view) => {
+                    encoded = encoded.max(view + 1);
+                    self.bridge.append(p, &tokens[*view], &mut rows);
+                }
+                Origin::Kept(tokens) => self.bridge.append(p, tokens, &mut rows),
+                Origin::Skipped => {
+                    skipped_views += 1;
+                    self.bridge.append_skipped(k, &mut rows);
+                }
+            }
+        }
         if let Some(at) = rows.iter().position(|v| !v.is_finite()) {
             return Err(RuntimeError::NotFinite { file: self.file.clone(), what: "an image row", position: at / dim });
         }
+        let count = rows.len() / dim;
         if observe.wants("rows") {
-            observe.stage("rows", &[rows.len() / dim, dim], &rows);
+            observe.stage("rows", &[count, dim], &rows);
         }
-        Ok(ImageRows { count: rows.len() / dim, dim, views: count, timings, rows })
+        let cached_views = origins.len() - skipped_views - encoded;
+        Ok(ImageRows { rows, count, dim, pictures: vec![count], views: origins.len(), skipped_views, cached_views, timings })
     }
 
-    /// The encoders' inputs, CLIP-normalised.
-    fn preprocess(&self, picture: &Picture, observe: &mut dyn Observe) -> Views {
+    /// Cuts a picture up and finds out which of its views have to be encoded.
+    fn plan(&self, picture: &Picture, observe: &mut dyn Observe) -> Plan {
         let p = &self.params;
-        let square = resize::pad_and_resize(picture, p.image_size, p.pad_rgb, p.pad_anchor);
+        let square = p.padding.square(picture, p.image_size);
         let image = Map { side: square.side, planes: resize::normalise(&square, p.image_mean, p.image_std) };
+        drop(square);
         if observe.wants("image") {
             observe.stage("image", &[3, image.side, image.side], &image.planes);
         }
-        Views::new(&image, p)
+        let skipped = p.skipped(picture.width(), picture.height());
+        let places: Vec<usize> = (0..p.views()).filter(|&k| !skipped[k]).collect();
+        let mut views = Views::new(image.rows(), p, &places);
+        drop(image);
+
+        let mut padding = views.padding(p, self.pad_colour());
+        padding.retain(|&k| !self.stages_of(k).any(|stage| observe.wants(&stage)));
+        let kept = self.kept();
+        // The first view of each kind of padding that is not kept yet is encoded like any other.
+        let mut fresh: BTreeMap<usize, usize> = BTreeMap::new();
+        for &k in padding.iter().filter(|&&k| !kept.contains_key(&self.padding_key(k))) {
+            fresh.entry(self.padding_key(k)).or_insert(k);
+        }
+        views.retain(|k| !padding.contains(&k) || fresh.values().any(|&first| first == k));
+        let encoded = |place: usize| views.places.iter().position(|&k| k == place);
+        let origin = |k: usize| {
+            let key = self.padding_key(k);
+            match (skipped[k], padding.contains(&k)) {
+                (true, _) => Some(Origin::Skipped),
+                (false, false) => encoded(k).map(Origin::Encoded),
+                (false, true) => match kept.get(&key) {
+                    Some(tokens) => Some(Origin::Kept(Arc::clone(tokens))),
+                    None => encoded(*fresh.get(&key)?).map(Origin::Encoded),
+                },
+            }
+        };
+        let origins = (0..p.views()).filter_map(origin).collect();
+        let keep = fresh.iter().filter_map(|(&key, &first)| Some((key, encoded(first)?))).collect();
+        Plan { views, origins, keep }
     }
 
-    /// Shows `width` columns of `features` from `column` on, one stage per view.
-    fn report(&self, t: &T, encoder: &str, features: &T::Buffer, column: usize, width: usize, observe: &mut dyn Observe) -> Result<()> {
-        let (tokens, all) = (self.params.tokens(), self.params.features());
-        for k in 0..self.params.views() {
-            let name = format!("view.{k}.{encoder}");
-            if observe.wants(&name) {
-                let mut joined = vec![0.0; tokens * all];
-                t.read(features, k * tokens, &mut joined)?;
-                let values: Vec<f32> = joined.chunks_exact(all).flat_map(|row| row[column..column + width].iter().copied()).collect();
-                observe.stage(&name, &[tokens, width], &values);
-            }
+    /// Runs `views` through every encoder, one encoder after the other: their rows without tags.
+    fn encode_views(&self, t: &T, views: Views, timings: &mut VisionTimings, observe: &mut dyn Observe) -> Result<Vec<Vec<f32>>> {
+        let p = &self.params;
+        let Views { places, vit, mut convnext } = views;
+        let (count, tokens) = (places.len(), p.tokens());
+        let mut features = t.buffer(count * tokens, p.features())?;
+        let mut column = 0;
+        for (tower, encoder) in self.towers.iter().zip(&p.encoders) {
+            let seconds = match tower {
+                Tower::Clip(_) => &mut timings.clip_s,
+                Tower::ConvNext(_) => &mut timings.convnext_s,
+                Tower::DinoV2(..) => &mut timings.dinov2_s,
+            };
+            timed(seconds, || -> Result<()> {
+                let all = match tower {
+                    Tower::Clip(clip) => clip.forward(t, &vit)?,
+                    Tower::ConvNext(net) => {
+                        let map = net.forward(t, &std::mem::take(&mut convnext))?;
+                        return bridge::place_map(t, &map, count, net.last_side(), p.patches_across(), &mut features, column);
+                    }
+                    Tower::DinoV2(dino, params) => dino.forward(t, &dinov2::inputs(params, &vit, p.image_mean, p.image_std))?,
+                };
+                Ok(t.copy(&all, 0, count * tokens, &mut features, 0, column)?)
+            })?;
+            report(t, &places, encoder.name(), &features, column..column + encoder.width(), observe)?;
+            column += encoder.width();
         }
-        Ok(())
+        let queries = self.qformer.as_ref().map(|q| timed(&mut timings.qformer_s, || q.forward(t, &vit))).transpose()?;
+        if let Some(queries) = &queries {
+            report(t, &places, QFORMER, queries, 0..t.width(queries), observe)?;
+        }
+        drop(vit);
+        timed(&mut timings.project_s, || self.bridge.tokens(t, p, &places, features, queries))
     }
+
+    /// The colour of padding, normalised.
+    fn pad_colour(&self) -> [f32; 3] {
+        let pixel = resize::Square { side: 1, rgb: self.params.padding.rgb.to_vec() };
+        let planes = resize::normalise(&pixel, self.params.image_mean, self.params.image_std);
+        std::array::from_fn(|c| planes[c])
+    }
+
+    /// Views of padding alone that have one key have the same inputs: 0 for the whole picture, 1 for sub-images where all of
+    /// them are cut from the square itself; where they are cut from a resized one they may differ in a last bit.
+    fn padding_key(&self, place: usize) -> usize {
+        let p = &self.params;
+        let boards = [Some(p.vit.board), p.convnext().and_then(|c| c.tiling).map(|tiling| tiling.board)];
+        let cut = boards.into_iter().flatten().all(|board| board == p.image_size);
+        if cut { place.min(1) } else { place }
+    }
+
+    /// Names of what can be seen of view `place`.
+    fn stages_of(&self, place: usize) -> impl Iterator<Item = String> {
+        let names = self.params.encoders.iter().map(Encoder::name).chain(self.qformer.is_some().then_some(QFORMER));
+        names.map(move |name| stage(place, name))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<usize, Tokens>> {
+        self.padding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The Q-Former in the name of a stage.
+const QFORMER: &str = "qformer";
+
+/// The stage of view `place` in which `encoder` has seen it.
+fn stage(place: usize, encoder: &str) -> String {
+    format!("view.{place}.{encoder}")
+}
+
+/// Shows the columns `columns` of `buffer`, whose rows are those of the views `places`, one stage per view.
+fn report<T: Target>(
+    t: &T,
+    places: &[usize],
+    encoder: &str,
+    buffer: &T::Buffer,
+    columns: Range<usize>,
+    observe: &mut dyn Observe,
+) -> Result<()> {
+    let (rows, all) = (t.rows(buffer) / places.len(), t.width(buffer));
+    for (i, &place) in places.iter().enumerate() {
+        let name = stage(place, encoder);
+        if observe.wants(&name) {
+            let mut joined = vec![0.0; rows * all];
+            t.read(buffer, i * rows, &mut joined)?;
+            let values: Vec<f32> = joined.chunks_exact(all).flat_map(|row| row[columns.clone()].iter().copied()).collect();
+            observe.stage(&name, &[rows, columns.len()], &values);
+        }
+    }
+    Ok(())
 }
 
 /// Runs `work` and adds the time it took to `seconds`.

@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use sphinx_quant::gguf::write::{Plan, TensorPlan, Writer};
 use sphinx_quant::gguf::{Array, Gguf, Value};
 use sphinx_quant::{ErrorKind, GgmlType};
-use sphinx_runtime::vision::{ImageRows, VisionTimings};
+use sphinx_runtime::vision::ImageRows;
 use sphinx_runtime::{FinishReason, Options, Request, RuntimeError, Sampling, Sphinx, Template};
 use sphinx_targets::KvType;
 use sphinx_targets::cpu::{CpuOptions, CpuTarget};
@@ -38,7 +38,7 @@ fn ids(name: &str) -> Vec<u32> {
 }
 
 fn picture() -> ImageRows {
-    ImageRows { rows: floats("rows"), count: 7, dim: 32, views: 1, timings: VisionTimings::default() }
+    ImageRows { rows: floats("rows"), count: 7, dim: 32, pictures: vec![7], views: 1, ..ImageRows::default() }
 }
 
 fn quiet(_: &str) -> ControlFlow<()> {

@@ -1,177 +1,18 @@
 //! The vision half over a small random model: layout by metadata, views, batching, and what is refused.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use sphinx_quant::gguf::{Array, Gguf, Plan, TensorPlan, Value, Writer, keys, keys::Half, names};
 use sphinx_quant::{ErrorKind, GgmlType};
-use sphinx_runtime::vision::{Picture, Recorder, Vision};
-use sphinx_targets::cpu::{CpuOptions, CpuTarget};
+use sphinx_runtime::vision::{ImageRows, Picture, Recorder, Vision, VisionParams};
 
-const WIDTHS: [usize; 3] = [32, 64, 96];
-const DINO: usize = 64;
-const HIDDEN: usize = 96;
-const DIM: usize = 48;
+mod vision_model;
 
-/// A vision half to be written: metadata by our key, tensors `[rows, cols]` by name.
-struct Model {
-    metadata: Vec<(&'static str, Value)>,
-    tensors: Vec<(String, usize, usize)>,
-    /// Tensors that hold one value throughout.
-    filled: HashMap<String, f32>,
-}
-
-fn u32s(values: &[usize]) -> Value {
-    Value::Array(Array::U32(values.iter().map(|&v| v as u32).collect()))
-}
-
-fn f32s(values: &[f32]) -> Value {
-    Value::Array(Array::F32(values.to_vec()))
-}
-
-fn strings(values: &[&str]) -> Value {
-    Value::Array(Array::Str(values.iter().map(|&v| v.to_owned()).collect()))
-}
-
-impl Model {
-    /// Five views: a square of 128, ConvNeXt at 64, DINOv2 at 28 with patches of 7, 4 × 4 patches.
-    fn five_views() -> Model {
-        let text = |s: &str| Value::Str(s.into());
-        let metadata = vec![
-            (keys::PAIR_ID, text("0123456789abcdef0123456789abcdef")),
-            (keys::PROJECTION_DIM, Value::U32(DIM as u32)),
-            (keys::IMAGE_SIZE, Value::U32(128)),
-            (keys::IMAGE_MEAN, f32s(&[0.48, 0.46, 0.41])),
-            (keys::IMAGE_STD, f32s(&[0.27, 0.26, 0.28])),
-            (keys::PAD_RGB, Value::Array(Array::U8(vec![122, 116, 104]))),
-            (keys::PAD_ANCHOR, text("centre")),
-            (keys::GRID, Value::U32(2)),
-            (keys::ENCODERS, strings(&["convnext", "dinov2"])),
-            (keys::VIT_INPUT, Value::U32(28)),
-            (keys::VIT_BOARD, Value::U32(56)),
-            (keys::CONVNEXT_INPUT, Value::U32(64)),
-            (keys::CONVNEXT_BOARD, Value::U32(128)),
-            (keys::CONVNEXT_DEPTHS, u32s(&[1, 2, 1])),
-            (keys::CONVNEXT_WIDTHS, u32s(&WIDTHS)),
-            (keys::CONVNEXT_EPS, Value::F32(1e-5)),
-            (keys::DINO_BLOCK_COUNT, Value::U32(2)),
-            (keys::DINO_EMBEDDING_LENGTH, Value::U32(DINO as u32)),
-            (keys::DINO_FEED_FORWARD_LENGTH, Value::U32(HIDDEN as u32)),
-            (keys::DINO_HEAD_COUNT, Value::U32(2)),
-            (keys::DINO_PATCH, Value::U32(7)),
-            (keys::DINO_EPS, Value::F32(1e-6)),
-            (keys::DINO_MLP, text("swiglu")),
-            (keys::DINO_MEAN, f32s(&[0.485, 0.456, 0.406])),
-            (keys::DINO_STD, f32s(&[0.229, 0.224, 0.225])),
-            (keys::PROJ_EPS, Value::F32(1e-5)),
-        ];
-        let mut tensors = Vec::new();
-        let mut add = |template: &str, i: usize, j: usize, rows: usize, cols: usize| tensors.push((names::at(template, i, j), rows, cols));
-        add(names::CNX_STEM_W, 0, 0, WIDTHS[0], 48);
-        for name in [names::CNX_STEM_B, names::CNX_STEM_NORM_W, names::CNX_STEM_NORM_B] {
-            add(name, 0, 0, 1, WIDTHS[0]);
-        }
-        for (i, (depth, w)) in [1, 2, 1].into_iter().zip(WIDTHS).enumerate() {
-            if i > 0 {
-                add(names::CNX_DOWN_NORM_W, i, 0, 1, WIDTHS[i - 1]);
-                add(names::CNX_DOWN_NORM_B, i, 0, 1, WIDTHS[i - 1]);
-                add(names::CNX_DOWN_W, i, 0, w, 4 * WIDTHS[i - 1]);
-                add(names::CNX_DOWN_B, i, 0, 1, w);
-            }
-            for j in 0..depth {
-                add(names::CNX_DW_W, i, j, 49, w);
-                add(names::CNX_FC1_W, i, j, 4 * w, w);
-                add(names::CNX_FC1_B, i, j, 1, 4 * w);
-                add(names::CNX_FC2_W, i, j, w, 4 * w);
-                for name in [names::CNX_DW_B, names::CNX_NORM_W, names::CNX_NORM_B, names::CNX_FC2_B, names::CNX_GAMMA] {
-                    add(name, i, j, 1, w);
-                }
-            }
-        }
-        add(names::CNX_HEAD_NORM_W, 0, 0, 1, WIDTHS[2]);
-        add(names::CNX_HEAD_NORM_B, 0, 0, 1, WIDTHS[2]);
-        add(names::DINO_PATCH_W, 0, 0, DINO, 147);
-        add(names::DINO_PATCH_B, 0, 0, 1, DINO);
-        add(names::DINO_CLS, 0, 0, 1, DINO);
-        add(names::DINO_POS, 0, 0, 17, DINO);
-        for i in 0..2 {
-            for name in [names::DINO_NORM1_W, names::DINO_NORM1_B, names::DINO_PROJ_B, names::DINO_LS1, names::DINO_NORM2_W] {
-                add(name, i, 0, 1, DINO);
-            }
-            for name in [names::DINO_NORM2_B, names::DINO_W3_B, names::DINO_LS2] {
-                add(name, i, 0, 1, DINO);
-            }
-            add(names::DINO_QKV_W, i, 0, 3 * DINO, DINO);
-            add(names::DINO_QKV_B, i, 0, 1, 3 * DINO);
-            add(names::DINO_PROJ_W, i, 0, DINO, DINO);
-            add(names::DINO_W12_W, i, 0, 2 * HIDDEN, DINO);
-            add(names::DINO_W12_B, i, 0, 1, 2 * HIDDEN);
-            add(names::DINO_W3_W, i, 0, DINO, HIDDEN);
-        }
-        add(names::DINO_NORM_W, 0, 0, 1, DINO);
-        add(names::DINO_NORM_B, 0, 0, 1, DINO);
-        add(names::PROJ_W, 0, 0, DIM, WIDTHS[2] + DINO);
-        for name in [names::PROJ_B, names::PROJ_NORM_W, names::PROJ_NORM_B, names::START_IMG, names::END_IMG] {
-            add(name, 0, 0, 1, DIM);
-        }
-        Model { metadata, tensors, filled: HashMap::new() }
-    }
-
-    fn with(mut self, key: &str, value: Value) -> Model {
-        self.metadata.iter_mut().find(|(k, _)| *k == key).unwrap().1 = value;
-        self
-    }
-
-    /// Writes the file and opens it.
-    fn open(&self) -> Gguf {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("mmproj.gguf");
-        let mut metadata = vec![(keys::ARCHITECTURE.to_owned(), Value::Str(keys::ARCH_VISION.into()))];
-        metadata.extend(self.metadata.iter().map(|(key, value)| (Half::Vision.key(key), value.clone())));
-        let dims = |rows: usize, cols: usize| if rows == 1 { vec![cols] } else { vec![cols, rows] };
-        let plan =
-            |(name, rows, cols): &(String, usize, usize)| TensorPlan { name: name.clone(), ty: GgmlType::F32, dims: dims(*rows, *cols) };
-        let plan = Plan { metadata, tensors: self.tensors.iter().map(plan).collect(), alignment: 32 };
-        let mut writer = Writer::create(&path, plan).unwrap();
-        for (name, rows, cols) in &self.tensors {
-            // A tensor's values depend on its name only.
-            let mut state = name.bytes().fold(7u64, |s, b| s.wrapping_mul(31).wrapping_add(b.into()));
-            let scale = 1.7 / if *rows == 1 { 4.0 } else { (*cols as f32).sqrt() };
-            let shift = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
-            for _ in 0..rows * cols {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let random = shift + scale * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0);
-                writer.write(&self.filled.get(name).copied().unwrap_or(random).to_le_bytes()).unwrap();
-            }
-        }
-        writer.finish().unwrap().commit().unwrap();
-        Gguf::open(&path).unwrap()
-    }
-
-    /// What loading says.
-    fn refusal(&self) -> String {
-        let error = Vision::load(&target(1), &self.open()).err().expect("refused");
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-        error.to_string()
-    }
-}
-
-fn target(threads: usize) -> CpuTarget {
-    CpuTarget::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
-}
-
-fn noise(width: usize, height: usize) -> Picture {
-    Picture::from_rgb(width, height, (0..width * height * 3).map(|i| (i * i * 31 % 253) as u8).collect()).unwrap()
-}
+use vision_model::{DIM, DINO, Model, WIDTHS, f32s, noise, observed, strings, target, u32s};
 
 fn encode(model: &Model, picture: &Picture) -> (Vec<f32>, Recorder) {
     let target = target(2);
-    let vision = Vision::load(&target, &model.open()).unwrap();
-    let mut recorder = Recorder::default();
-    let rows = vision.encode(&target, picture, &mut recorder).unwrap();
-    assert_eq!((rows.count, rows.dim), (vision.image_rows(), vision.dim()));
-    assert_eq!(rows.rows.len(), rows.count * rows.dim);
-    assert_eq!(recorder.stages["rows"].1, rows.rows);
+    let (rows, recorder) = observed(&target, &model.load(&target), picture);
     (rows.rows, recorder)
 }
 
@@ -276,12 +117,22 @@ fn metadata_out_of_range_are_refused_by_name() {
         (keys::IMAGE_STD, f32s(&[f32::INFINITY, 0.3, 0.3])),
         (keys::PAD_RGB, Value::Array(Array::U8(vec![1, 2]))),
         (keys::PAD_ANCHOR, Value::Str("left".into())),
+        (keys::PAD_ORDER, Value::Str("resize".into())),
+        (keys::PAD_ORDER, one(1)),
         (keys::GRID, one(100)),
-        (keys::ENCODERS, strings(&["convnext", "clip"])),
+        (keys::ENCODERS, strings(&["convnext", "vit"])),
         (keys::ENCODERS, strings(&["convnext", "convnext"])),
         (keys::ENCODERS, strings(&[])),
         (keys::VIT_INPUT, one(0)),
         (keys::VIT_BOARD, one(57)),
+        (keys::VIT_BOARD, one(1 << 16)),
+        (keys::VIEW_ROWS, strings(&[])),
+        (keys::VIEW_ROWS, strings(&["features", "features"])),
+        (keys::VIEW_ROWS, strings(&["qformer"])),
+        (keys::VIEW_ROWS, strings(&["features", "cls"])),
+        (keys::VIEW_POOL_PARTS, one(1)),
+        (keys::VIEW_TAGGED, one(0)),
+        (keys::SKIP_ENABLED, one(1)),
         (keys::CONVNEXT_INPUT, one(60)),
         (keys::CONVNEXT_BOARD, one(127)),
         (keys::CONVNEXT_DEPTHS, u32s(&[])),
@@ -309,26 +160,74 @@ fn metadata_out_of_range_are_refused_by_name() {
         assert!(text.len() < 1000, "{key}: {} bytes of message", text.len());
         assert!(text.contains(&Half::Vision.key(key)), "{key} = {value:?}: {text}");
     }
-    for i in 0..Model::five_views().metadata.len() {
-        let mut model = Model::five_views();
-        let (key, _) = model.metadata.remove(i);
-        let text = model.refusal();
-        assert!(text.contains(&Half::Vision.key(key)), "{key} missing: {text}");
+    let of_all_four = [
+        (keys::CLIP_BLOCK_COUNT, one(0)),
+        (keys::CLIP_EMBEDDING_LENGTH, one(u32::MAX)),
+        (keys::CLIP_FEED_FORWARD_LENGTH, one(1 << 20)),
+        (keys::CLIP_HEAD_COUNT, one(7)),
+        (keys::CLIP_PATCH, one(5)),
+        (keys::CLIP_EPS, Value::F32(0.2)),
+        (keys::CLIP_QUICK_GELU, one(1)),
+        (keys::EVA_BLOCK_COUNT, one(5000)),
+        (keys::EVA_EMBEDDING_LENGTH, one(0)),
+        (keys::EVA_FEED_FORWARD_LENGTH, one(0)),
+        (keys::EVA_HEAD_COUNT, one(3)),
+        (keys::EVA_PATCH, one(3)),
+        (keys::EVA_EPS, Value::F32(f32::INFINITY)),
+        (keys::QF_BLOCK_COUNT, one(0)),
+        (keys::QF_EMBEDDING_LENGTH, one(1 << 30)),
+        (keys::QF_FEED_FORWARD_LENGTH, one(0)),
+        (keys::QF_HEAD_COUNT, one(5)),
+        (keys::QF_EPS, Value::F32(0.0)),
+        (keys::QF_QUERIES, one(5000)),
+        (keys::QF_CROSS_EVERY, one(0)),
+        (keys::SKIP_TOKENS, one(0)),
+        (keys::SKIP_TOKENS, one(5000)),
+        (keys::SKIP_TAGGED, one(1)),
+    ];
+    for (key, value) in of_all_four {
+        let text = Model::all_four(2).skipping(1, 1).with(key, value.clone()).refusal();
+        assert!(text.contains(&Half::Vision.key(key)), "{key} = {value:?}: {text}");
+    }
+    let text = Model::all_four(2).with(keys::CLIP_PATCH, one(14)).refusal();
+    assert!(text.contains("dinov2.patch_size` is 7, expected 14, which is the other encoder's"), "{text}");
+    // An odd number of patches cannot be pooled, and skipping needs sub-images.
+    let odd = Model::all_four(2)
+        .with(keys::VIT_INPUT, one(21))
+        .with(keys::VIT_BOARD, one(42))
+        .with(keys::ENCODERS, strings(&["dinov2", "clip"]))
+        .with(keys::VIEW_POOL_PARTS, Value::Bool(true));
+    assert!(odd.refusal().contains("view.pool_parts` is true, expected false where views have 3 × 3 patches"));
+    let whole = Model::all_four(0).skipping(1, 1);
+    assert!(whole.refusal().contains("skip.enabled` is true, expected false where there are no sub-images"));
+    for whole in [Model::five_views(), Model::all_four(2)] {
+        for i in 0..whole.metadata.len() {
+            let mut model = whole.clone();
+            let (key, _) = model.metadata.remove(i);
+            // Without a word on them, a view's rows are the features alone, and the Q-Former's tensors are too many.
+            let about = if key == keys::VIEW_ROWS { "without this tensor".into() } else { Half::Vision.key(key) };
+            let text = model.refusal();
+            assert!(text.contains(&about), "{key} missing: {text}");
+        }
     }
 }
 
 #[test]
 fn tensors_must_have_the_shapes_that_metadata_call_for() {
-    let count = Model::five_views().tensors.len();
-    for i in 0..count {
-        let mut model = Model::five_views();
+    let all = Model::all_four(2).skipping(2, 2);
+    for i in 0..all.tensors.len() {
+        let mut model = all.clone();
         model.tensors[i].2 += 32;
         let name = model.tensors[i].0.clone();
         let text = model.refusal();
         assert!(text.contains(&name) && text.contains("expected ["), "{name}: {text}");
     }
+    for rows in [1, 3, 6, 10] {
+        let text = Model::all_four(2).skipping(rows, 2).refusal();
+        assert!(text.contains("shape [") && text.contains("expected [8, 48]") && text.contains(names::SKIP_TOKEN), "{text}");
+    }
     let mut model = Model::five_views();
-    let (name, ..) = model.tensors.remove(count / 2);
+    let (name, ..) = model.tensors.remove(model.tensors.len() / 2);
     let text = model.refusal();
     assert!(text.contains(&name) && text.contains("missing"), "{text}");
     // One that nothing asks for would be left out of the result.
@@ -337,6 +236,128 @@ fn tensors_must_have_the_shapes_that_metadata_call_for() {
     let mut model = Model::five_views();
     model.tensors.push(("a.stranger".into(), 1, 4));
     Vision::load(&target(1), &model.open()).unwrap();
+}
+
+/// Layouts of full size, read from metadata alone: none of them has a name here.
+#[test]
+fn layouts_are_data() {
+    let one = |v: u32| Value::U32(v);
+    let light = |grid: u32, input: u32| {
+        Model::five_views()
+            .with(keys::GRID, one(grid))
+            .with(keys::IMAGE_SIZE, one(input * grid.max(1)))
+            .with(keys::VIT_INPUT, one(224))
+            .with(keys::VIT_BOARD, one(224 * grid))
+            .with(keys::CONVNEXT_INPUT, one(input))
+            .with(keys::CONVNEXT_BOARD, one(input * grid.max(1)))
+            .with(keys::CONVNEXT_DEPTHS, u32s(&[3, 4, 30, 3]))
+            .with(keys::CONVNEXT_WIDTHS, u32s(&[384, 768, 1536, 3072]))
+            .with(keys::DINO_PATCH, one(14))
+            .with(keys::DINO_BLOCK_COUNT, one(40))
+            .with(keys::DINO_EMBEDDING_LENGTH, one(1536))
+            .with(keys::DINO_HEAD_COUNT, one(24))
+            .with(keys::DINO_FEED_FORWARD_LENGTH, one(4096))
+    };
+    let all = |model: Model, grid: u32| {
+        let mut model = model
+            .with(keys::ENCODERS, strings(&["clip", "convnext", "dinov2"]))
+            .with(keys::VIEW_ROWS, strings(&["qformer", "features"]))
+            .with(keys::GRID, one(grid));
+        for (key, value) in [
+            (keys::CLIP_BLOCK_COUNT, 24),
+            (keys::CLIP_EMBEDDING_LENGTH, 1024),
+            (keys::CLIP_FEED_FORWARD_LENGTH, 4096),
+            (keys::CLIP_HEAD_COUNT, 16),
+            (keys::CLIP_PATCH, 14),
+            (keys::EVA_BLOCK_COUNT, 39),
+            (keys::EVA_EMBEDDING_LENGTH, 1408),
+            (keys::EVA_FEED_FORWARD_LENGTH, 6144),
+            (keys::EVA_HEAD_COUNT, 16),
+            (keys::EVA_PATCH, 14),
+            (keys::QF_BLOCK_COUNT, 12),
+            (keys::QF_EMBEDDING_LENGTH, 768),
+            (keys::QF_FEED_FORWARD_LENGTH, 3072),
+            (keys::QF_HEAD_COUNT, 12),
+            (keys::QF_QUERIES, 32),
+            (keys::QF_CROSS_EVERY, 2),
+        ] {
+            model = model.with(key, one(value));
+        }
+        model.with(keys::CLIP_EPS, Value::F32(1e-5)).with(keys::EVA_EPS, Value::F32(1e-6)).with(keys::QF_EPS, Value::F32(1e-12))
+    };
+    let nearest = |grid: u32| {
+        let model = all(light(grid, 256).with(keys::CONVNEXT_BOARD, one(0)), grid);
+        model.with(keys::IMAGE_SIZE, one(224 * grid.max(1)))
+    };
+    // As the table of variants has them: views, rows of a picture, width of the features.
+    for (model, want) in [
+        (light(0, 512), (1, 259, 4608)),
+        (light(2, 512), (5, 1295, 4608)),
+        (all(light(0, 512), 0), (1, 291, 5632)),
+        (all(light(2, 512), 2), (5, 1455, 5632)),
+        (nearest(0), (1, 291, 5632)),
+        (nearest(2), (5, 1455, 5632)),
+        (nearest(2).with(keys::VIEW_POOL_PARTS, Value::Bool(true)), (5, 687, 5632)),
+        (nearest(3), (10, 2910, 5632)),
+        (light(3, 512), (10, 2590, 4608)),
+        (light(6, 512), (37, 9583, 4608)),
+        (nearest(6).with(keys::IMAGE_SIZE, one(4608)), (37, 10_767, 5632)),
+        (nearest(8).with(keys::IMAGE_SIZE, one(4608)), (65, 18_915, 5632)),
+        (all(light(8, 512), 8), (65, 18_915, 5632)),
+        (all(light(9, 512), 9), (82, 23_862, 5632)),
+        (nearest(3).with(keys::VIEW_TAGGED, Value::Bool(false)), (10, 2890, 5632)),
+        (light(2, 512).with(keys::ENCODERS, strings(&["dinov2"])), (5, 1295, 1536)),
+        (light(2, 512).with(keys::ENCODERS, strings(&["convnext"])), (5, 1295, 3072)),
+        (nearest(2).with(keys::ENCODERS, strings(&["clip"])).with(keys::VIEW_ROWS, strings(&["features"])), (5, 1295, 1024)),
+    ] {
+        let mut model = model;
+        model.tensors.truncate(1);
+        let params = VisionParams::read(&model.open()).unwrap();
+        assert_eq!((params.views(), params.image_rows(), params.features()), want);
+        assert_eq!(params.rows_of(1000, 100), params.image_rows(), "nothing is skipped");
+    }
+}
+
+/// A square of 192 in 3 × 3 tiles, and a few sets of encoders, each in its own order.
+#[test]
+fn any_encoders_over_any_grid() {
+    let three = Model::five_views().with(keys::GRID, Value::U32(3)).with(keys::IMAGE_SIZE, Value::U32(192));
+    let three = three.with(keys::VIT_BOARD, Value::U32(84)).with(keys::CONVNEXT_BOARD, Value::U32(192));
+    let (rows, recorder) = encode(&three, &noise(90, 50));
+    assert_eq!((rows.len(), recorder.stages.len()), (190 * DIM, 22));
+    let (reference, five) = encode(&Model::five_views(), &noise(90, 50));
+    assert_eq!(reference.len(), 95 * DIM);
+    for (encoders, width, gone) in [
+        (&["dinov2"][..], DINO, "v.cnx."),
+        (&["convnext"][..], WIDTHS[2], "v.dino."),
+        (&["dinov2", "convnext"][..], DINO + WIDTHS[2], "v.none."),
+    ] {
+        let mut model = Model::five_views().with(keys::ENCODERS, strings(encoders));
+        model.tensors.retain(|(name, ..)| !name.starts_with(gone));
+        model.tensors.iter_mut().find(|(name, ..)| name == names::PROJ_W).unwrap().2 = width;
+        let (rows, seen) = encode(&model, &noise(90, 50));
+        assert_eq!(rows.len(), 95 * DIM);
+        for (name, stage) in seen.stages.iter().filter(|(name, _)| name.starts_with("view")) {
+            assert!(*stage == five.stages[name], "{name}");
+        }
+    }
+}
+
+#[test]
+fn pictures_are_joined_in_order() {
+    let target = target(2);
+    let vision = Model::five_views().load(&target);
+    let one = vision.encode(&target, &noise(90, 50), &mut ()).unwrap();
+    let two = vision.encode(&target, &noise(10, 50), &mut ()).unwrap();
+    let both = ImageRows::join(&[one.clone(), two.clone()]);
+    assert_eq!((both.count, both.dim, both.views), (190, DIM, 10));
+    assert_eq!(both.pictures, [95, 95]);
+    assert_eq!(both.rows, [one.rows.clone(), two.rows.clone()].concat());
+    assert!(both.timings.total_s() >= one.timings.total_s() + two.timings.total_s() - 1e-9);
+    let more = ImageRows::join(&[both, one.clone()]);
+    assert_eq!((more.pictures, more.count), (vec![95, 95, 95], 285));
+    assert_eq!(ImageRows::join(&[]), ImageRows::default());
+    assert_eq!(ImageRows::join(std::slice::from_ref(&one)), one);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use sphinx_quant::gguf::names;
 use sphinx_targets::{Activation, After, Linear, MapShape, Mlp, Target};
 
-use super::params::{ConvNextParams, Norm, Tensors};
+use super::params::ConvNextParams;
+use super::tensors::{Norm, Tensors};
 use super::views::{Map, patchify};
 use crate::Result;
 
@@ -72,6 +73,11 @@ impl<T: Target> ConvNext<T> {
             stages,
             head_norm: tensors.norm(names::CNX_HEAD_NORM_W, names::CNX_HEAD_NORM_B, params.width())?,
         })
+    }
+
+    /// Side of the last map.
+    pub(super) fn last_side(&self) -> usize {
+        self.params.last_side()
     }
 
     /// The last map of each view after the head's norm, `[views · side², width]`, positions in raster order.

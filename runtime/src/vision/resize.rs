@@ -14,6 +14,75 @@ pub enum Anchor {
     TopLeft,
 }
 
+/// Which comes first, the padding or the resize.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaddingOrder {
+    /// Pad to a square, resize that: content bleeds a little into the padding.
+    PadResize,
+    /// Resize so that the long side fits the square, pad the rest: nothing bleeds.
+    ResizePad,
+}
+
+/// How a picture becomes a square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// Colour of what is not picture.
+    pub rgb: [u8; 3],
+    /// Where the picture lies.
+    pub anchor: Anchor,
+    /// What is done first.
+    pub order: PaddingOrder,
+}
+
+/// A picture in the square where it is padded. Pixels of the picture before its resize, or of the result after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Pixels a side of the square.
+    pub side: usize,
+    /// First column of content.
+    pub left: usize,
+    /// First row of content.
+    pub top: usize,
+    /// Columns of content.
+    pub width: usize,
+    /// Rows of content.
+    pub height: usize,
+}
+
+impl Padding {
+    /// Where a picture of `width` × `height` lies in its square, which becomes, or is, one of `side`.
+    pub fn frame(&self, width: usize, height: usize, side: usize) -> Frame {
+        let (width, height, side) = match self.order {
+            PaddingOrder::PadResize => (width, height, width.max(height)),
+            PaddingOrder::ResizePad => {
+                let (w, h) = fitted(width, height, side);
+                (w, h, side)
+            }
+        };
+        Frame { side, left: start(side, width, self.anchor), top: start(side, height, self.anchor), width, height }
+    }
+
+    /// `picture` as a square of `side` × `side`.
+    pub fn square(&self, picture: &Picture, side: usize) -> Square {
+        match self.order {
+            PaddingOrder::PadResize => pad_and_resize(picture, side, self.rgb, self.anchor),
+            PaddingOrder::ResizePad => resize_and_pad(picture, side, self.rgb, self.anchor),
+        }
+    }
+}
+
+/// First of `length` samples of content among `of`.
+fn start(of: usize, length: usize, anchor: Anchor) -> usize {
+    if anchor == Anchor::Centre { (of - length) / 2 } else { 0 }
+}
+
+/// The size at which the long side is `side`; the short side is rounded to the nearest, halves up, and never vanishes.
+fn fitted(width: usize, height: usize, side: usize) -> (usize, usize) {
+    let long = width.max(height);
+    let fit = |length: usize| ((length * side + long / 2) / long).max(1);
+    (fit(width), fit(height))
+}
+
 /// A square of 8-bit RGB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Square {
@@ -36,41 +105,61 @@ struct Taps {
 
 /// Pads `picture` to a square of `pad` and resizes that to `side` × `side`, to the bit as Pillow does.
 ///
-/// The padded square is never made. The horizontal pass runs over rows of content only, each when the vertical
-/// pass first needs it, and as many of them are held as one output row reads.
-///
-/// Source: Pillow's `Resample.c`, BICUBIC with 8 bits per channel.
+/// The padded square is never made.
 pub fn pad_and_resize(picture: &Picture, side: usize, pad: [u8; 3], anchor: Anchor) -> Square {
     let (width, height) = (picture.width(), picture.height());
     let from = width.max(height);
-    let start = |length: usize| if anchor == Anchor::Centre { (from - length) / 2 } else { 0 };
-    let (left, top) = (start(width), start(height));
-    let mut rgb = vec![0; side * side * 3];
+    let (left, top) = (start(from, width, anchor), start(from, height, anchor));
     if from == side {
-        rgb.as_chunks_mut::<3>().0.fill(pad);
-        for (y, row) in picture.rgb().chunks_exact(width * 3).enumerate() {
-            rgb[((top + y) * side + left) * 3..][..width * 3].copy_from_slice(row);
-        }
-        return Square { side, rgb };
+        return place(picture.rgb(), width, side, (left, top), pad);
     }
-    let across = taps(from, side, left, width);
-    let down = taps(from, side, top, height);
+    let rgb = resample(picture, &taps(from, side, left, width), &taps(from, side, top, height), pad);
+    Square { side, rgb }
+}
+
+/// Resizes `picture` as Pillow does so that its long side is `side`, and pads it to a square of `pad`.
+pub fn resize_and_pad(picture: &Picture, side: usize, pad: [u8; 3], anchor: Anchor) -> Square {
+    let (width, height) = (picture.width(), picture.height());
+    let (w, h) = fitted(width, height, side);
+    // An axis that does not change has one tap of weight 1, which is to leave it as it is.
+    let small = resample(picture, &taps(width, w, 0, width), &taps(height, h, 0, height), pad);
+    place(&small, w, side, (start(side, w, anchor), start(side, h, anchor)), pad)
+}
+
+/// Pixels in rows of `width` at column `left` and row `top` of a square of `pad`.
+fn place(pixels: &[u8], width: usize, side: usize, (left, top): (usize, usize), pad: [u8; 3]) -> Square {
+    let mut rgb = vec![0; side * side * 3];
+    rgb.as_chunks_mut::<3>().0.fill(pad);
+    for (y, row) in pixels.chunks_exact(width * 3).enumerate() {
+        rgb[((top + y) * side + left) * 3..][..width * 3].copy_from_slice(row);
+    }
+    Square { side, rgb }
+}
+
+/// `picture` resampled by `across` and `down`: `[down, across, 3]`.
+///
+/// The horizontal pass runs over rows of content only, each when the vertical pass first needs it, and as many of them are
+/// held as one output row reads.
+///
+/// Source: Pillow's `Resample.c`, BICUBIC with 8 bits per channel.
+fn resample(picture: &Picture, across: &[Taps], down: &[Taps], pad: [u8; 3]) -> Vec<u8> {
+    let (from, to) = (picture.width() * 3, across.len() * 3);
+    let mut rgb = vec![0; down.len() * to];
     // Horizontally resized content rows, row `y` in slot `y mod held`.
     let held = down.iter().map(|t| t.weights.len()).max().unwrap_or(0).max(1);
-    let mut rows = vec![0u8; held * side * 3];
+    let mut rows = vec![0u8; held * to];
     let mut made = 0;
-    let mut sums = vec![0i32; side * 3];
-    for (out, taps) in rgb.chunks_exact_mut(side * 3).zip(&down) {
+    let mut sums = vec![0i32; to];
+    for (out, taps) in rgb.chunks_exact_mut(to).zip(down) {
         for y in made.max(taps.first)..taps.first + taps.weights.len() {
-            let row = &picture.rgb()[y * width * 3..][..width * 3];
-            resample_row(row, &across, pad, &mut rows[y % held * side * 3..][..side * 3]);
+            resample_row(&picture.rgb()[y * from..][..from], across, pad, &mut rows[y % held * to..][..to]);
         }
         made = made.max(taps.first + taps.weights.len());
         for sum in sums.as_chunks_mut::<3>().0 {
             *sum = start_sums(taps.padding, pad);
         }
         for (i, &weight) in taps.weights.iter().enumerate() {
-            let row = &rows[(taps.first + i) % held * side * 3..][..side * 3];
+            let row = &rows[(taps.first + i) % held * to..][..to];
             for (sum, &value) in sums.iter_mut().zip(row) {
                 *sum += weight * i32::from(value);
             }
@@ -79,7 +168,7 @@ pub fn pad_and_resize(picture: &Picture, side: usize, pad: [u8; 3], anchor: Anch
             *to = (sum >> FRACTION).clamp(0, 255) as u8;
         }
     }
-    Square { side, rgb }
+    rgb
 }
 
 /// One row of content, resized; what lies beside it is padding.
@@ -219,6 +308,51 @@ mod tests {
                 assert_eq!(got.rgb, plainly(&picture, 24, [122, 116, 104], anchor), "{w}×{h} {anchor:?}");
             }
         }
+    }
+
+    #[test]
+    fn resized_then_padded() {
+        let padding = |anchor| Padding { rgb: [1, 2, 3], anchor, order: PaddingOrder::ResizePad };
+        for (w, h) in [(40, 24), (24, 40), (7, 3), (24, 24), (24, 10), (10, 24), (300, 1), (5, 5), (61, 60)] {
+            let rgb: Vec<u8> = (0..w * h * 3).map(|i| (i * 89 % 251) as u8).collect();
+            let picture = Picture::from_rgb(w, h, rgb).unwrap();
+            for anchor in [Anchor::Centre, Anchor::TopLeft] {
+                let frame = padding(anchor).frame(w, h, 24);
+                let got = padding(anchor).square(&picture, 24);
+                assert_eq!((frame.side, frame.width.max(frame.height)), (24, 24));
+                // What is outside of the frame is padding; what is inside is the picture resized on its own, one axis at a
+                // time by plain sums.
+                let taps = (pillow_taps(w, frame.width), pillow_taps(h, frame.height));
+                let sum = |weights: &[i32], at: &dyn Fn(usize) -> u8| {
+                    let sum: i32 = weights.iter().enumerate().map(|(i, &k)| k * i32::from(at(i))).sum();
+                    ((sum + (1 << 21)) >> 22).clamp(0, 255) as u8
+                };
+                for (i, &value) in got.rgb.iter().enumerate() {
+                    let (y, x, c) = (i / 72, i / 3 % 24, i % 3);
+                    let inside = (frame.left..frame.left + frame.width).contains(&x) && (frame.top..frame.top + frame.height).contains(&y);
+                    let want = if inside {
+                        let ((x0, across), (y0, down)) = (&taps.0[x - frame.left], &taps.1[y - frame.top]);
+                        sum(down, &|j| sum(across, &|i| picture.rgb()[((y0 + j) * w + x0 + i) * 3 + c]))
+                    } else {
+                        [1, 2, 3][c]
+                    };
+                    assert_eq!(value, want, "{w}×{h} {anchor:?} at {x}, {y}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn frames() {
+        let frame = |order, anchor, w, h| {
+            let f = Padding { rgb: [0; 3], anchor, order }.frame(w, h, 672);
+            (f.side, f.left, f.top, f.width, f.height)
+        };
+        assert_eq!(frame(PaddingOrder::PadResize, Anchor::Centre, 1000, 101), (1000, 0, 449, 1000, 101));
+        assert_eq!(frame(PaddingOrder::PadResize, Anchor::TopLeft, 3, 1000), (1000, 0, 0, 3, 1000));
+        assert_eq!(frame(PaddingOrder::ResizePad, Anchor::Centre, 1000, 100), (672, 0, 302, 672, 67));
+        assert_eq!(frame(PaddingOrder::ResizePad, Anchor::Centre, 1, 20_000), (672, 335, 0, 1, 672));
+        assert_eq!(frame(PaddingOrder::ResizePad, Anchor::TopLeft, 4, 3), (672, 0, 0, 672, 504));
     }
 
     #[test]
