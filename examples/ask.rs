@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let model = Sphinx::open(CpuTarget::new(CpuOptions::default())?, Path::new(model), &Options::default())?;
     let picture = Picture::open(Path::new(picture))?;
-    let reply = model.ask(Some(&picture), question, &mut |text| {
+    let reply = model.ask(&[picture], question, &mut |text| {
         print!("{text}");
         match std::io::stdout().flush() {
             Ok(()) => ControlFlow::Continue(()),

@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod error;
 pub mod experts;
 pub mod film;
+pub mod imatrix;
 pub mod memory;
 pub mod prompt;
 pub mod sampler;

@@ -1,6 +1,6 @@
 //! One conversation: a cache of what the model has seen, and replies.
 //!
-//! A sequence is the first token, the rows of the picture if there is one, and the other tokens. What a session has in
+//! A sequence is the first token, the rows of the pictures if there are any, and the other tokens. What a session has in
 //! its cache is kept as far as the next sequence agrees with it, so that a conversation only pays for what is new.
 
 use std::hash::{DefaultHasher, Hasher};
@@ -76,7 +76,7 @@ pub struct Reply {
     pub finish: FinishReason,
     /// Text tokens of the prompt, the first one counted.
     pub prompt_tokens: usize,
-    /// Rows of the picture.
+    /// Rows of the pictures.
     pub image_tokens: usize,
     /// Tokens that were dropped from the front of the prompt.
     pub dropped_tokens: usize,
@@ -87,7 +87,7 @@ pub struct Reply {
 /// Seconds, and what was done in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Running the prompt (and the picture's rows) through the decoder.
+    /// Running the prompt (and the pictures' rows) through the decoder.
     pub prefill_s: f64,
     /// Positions that this took; those still in the cache are not among them.
     pub prefill_positions: usize,
@@ -108,7 +108,8 @@ pub struct Session<'m, T: Target> {
     chunk: usize,
     /// Tokens of the current sequence.
     ids: Vec<u32>,
-    image: Option<ImageKey>,
+    /// A hash of each row of its pictures.
+    image: Vec<u64>,
     /// Positions of the current sequence whose keys and values are in the cache.
     done: usize,
     /// Logits of up to 16 rows `[rows, vocabulary]`.
@@ -116,19 +117,89 @@ pub struct Session<'m, T: Target> {
     last_reused: usize,
 }
 
-/// What makes two blocks of image rows the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ImageKey {
-    rows: usize,
-    hash: u64,
+/// How many tokens a prompt may have beside its pictures and the reply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget<'a> {
+    /// Positions of the session.
+    pub capacity: usize,
+    /// Tokens of the prompt, the first one counted.
+    pub tokens: usize,
+    /// Rows of each picture.
+    pub pictures: &'a [usize],
+    /// Most tokens of the reply.
+    pub new: usize,
 }
 
-impl ImageKey {
-    fn of(image: &ImageRows) -> ImageKey {
-        let mut hasher = DefaultHasher::new();
-        hasher.write(bytemuck::cast_slice(&image.rows));
-        ImageKey { rows: image.count, hash: hasher.finish() }
+impl Budget<'_> {
+    fn rows(&self) -> usize {
+        self.pictures.iter().fold(0, |all, &n| all.saturating_add(n))
     }
+
+    /// Positions that are left for the prompt's tokens.
+    fn available(&self) -> usize {
+        self.capacity.saturating_sub(self.rows()).saturating_sub(self.new)
+    }
+
+    /// How many of the prompt's tokens are used: all, or the last that fit when the others may be dropped.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Usage`] stating the sum and what would fit.
+    pub fn kept(&self, truncate: bool) -> Result<usize> {
+        let (tokens, available) = (self.tokens, self.available());
+        if available == 0 {
+            return Err(RuntimeError::Usage(format!("no position is left for the prompt: {}", self.sum())));
+        }
+        if tokens > available && !truncate {
+            let drop = if self.new > 0 { ", or drop the front of the text with --truncate" } else { "" };
+            return Err(RuntimeError::Usage(format!("the prompt needs {tokens} tokens, {available} are available: {}{drop}", self.sum())));
+        }
+        Ok(tokens.min(available))
+    }
+
+    /// What is asked for, what there is, how many pictures would fit, and what to do.
+    fn sum(&self) -> String {
+        let text = self.tokens.saturating_sub(1);
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let pictures = match self.pictures {
+            [] => String::new(),
+            [first, rest @ ..] if rest.iter().all(|n| n == first) => {
+                format!(" + {} × {first} rows", count(self.pictures.len(), "picture"))
+            }
+            all => format!(" + {} rows of {}", self.rows(), count(all.len(), "picture")),
+        };
+        let total = self.tokens.saturating_add(self.rows()).saturating_add(self.new);
+        let room = self.capacity.saturating_sub(self.tokens).saturating_sub(self.new);
+        let fit = match self.pictures.iter().max().map(|&largest| (largest, room.checked_div(largest))) {
+            Some((largest, Some(0))) => format!("; not one picture of {largest} rows would fit"),
+            Some((largest, Some(n))) => format!("; at most {} of {largest} rows would fit", count(n, "picture")),
+            _ => String::new(),
+        };
+        let fewer = if self.pictures.len() > 1 { "give fewer pictures, " } else { "" };
+        let (new_tokens, ask) = match self.new {
+            0 => (String::new(), ""),
+            n => (format!(" + {}", count(n, "new token")), ", ask for fewer new tokens"),
+        };
+        format!(
+            "1 first token + {text} of text{pictures}{new_tokens} = {total}, the context has {}{fit} — {fewer}shorten the text{ask}, \
+             give --context {total} or more",
+            self.capacity
+        )
+    }
+}
+
+/// A hash per row.
+fn hashes(image: &ImageRows) -> Vec<u64> {
+    let row = |row: &[f32]| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(bytemuck::cast_slice(row));
+        hasher.finish()
+    };
+    image.rows.chunks_exact(image.dim.max(1)).map(row).collect()
+}
+
+/// How many of the first items of both are equal.
+fn common<E: PartialEq>(a: &[E], b: &[E]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 impl<'m, T: Target> Session<'m, T> {
@@ -142,7 +213,7 @@ impl<'m, T: Target> Session<'m, T> {
             capacity,
             chunk,
             ids: Vec::with_capacity(capacity),
-            image: None,
+            image: Vec::new(),
             done: 0,
             logits: vec![0.0; chunk.min(LOGIT_ROWS) * model.params().vocabulary],
             last_reused: 0,
@@ -174,7 +245,7 @@ impl<'m, T: Target> Session<'m, T> {
         self.done = 0;
     }
 
-    /// Runs `ids` and the picture, and returns the logits after the last token `[vocabulary]`. What the cache already
+    /// Runs `ids` and the pictures, and returns the logits after the last token `[vocabulary]`. What the cache already
     /// holds of this sequence is not run again.
     ///
     /// # Errors
@@ -192,7 +263,7 @@ impl<'m, T: Target> Session<'m, T> {
     pub fn step(&mut self, id: u32) -> Result<&[f32]> {
         self.model.tokenizer().check(&[id])?;
         let pos = self.done;
-        if pos == 0 || pos != self.ids.len() + self.image.map_or(0, |i| i.rows) {
+        if pos == 0 || pos != self.ids.len() + self.image.len() {
             return Err(RuntimeError::Usage("a token can only be appended to a sequence that is complete".into()));
         }
         if pos >= self.capacity {
@@ -210,8 +281,8 @@ impl<'m, T: Target> Session<'m, T> {
         Ok(row)
     }
 
-    /// Logits `[tokens, vocabulary]` for a given text: row `i` predicts token `i + 1`. With a picture, row 0 is read
-    /// at its last row.
+    /// Logits `[tokens, vocabulary]` for a given text: row `i` predicts token `i + 1`. With pictures, row 0 is
+    /// read at their last row.
     ///
     /// # Errors
     /// As [`prefill`](Session::prefill).
@@ -221,7 +292,14 @@ impl<'m, T: Target> Session<'m, T> {
         Ok(all)
     }
 
-    /// Generates a reply to `prompt` about the picture.
+    /// Runs `ids` and the pictures for what the target sees of them, logits of every token included. Nothing of an earlier
+    /// sequence is reused.
+    pub(crate) fn run_all(&mut self, ids: &[u32], image: Option<&ImageRows>) -> Result<()> {
+        self.reset();
+        self.feed(ids, image, 0, &mut || ControlFlow::Continue(()), &mut |_| {}).map(|_| ())
+    }
+
+    /// Generates a reply to `prompt` about the pictures.
     ///
     /// `on_text` gets the reply's text as it comes, whole characters only and nothing that may turn out to begin a stop
     /// text; it is called once per token and once per piece of the prompt, with an empty text where there is none, and
@@ -240,7 +318,7 @@ impl<'m, T: Target> Session<'m, T> {
         let start = Instant::now();
         let mut sampler = Sampler::new(request.sampling, self.model.params().vocabulary)?;
         let image_tokens = image.map_or(0, |i| i.count);
-        let dropped = prompt.len() - self.kept_tokens(prompt.len(), image_tokens, request)?;
+        let dropped = prompt.len() - self.kept_tokens(prompt.len(), image, request)?;
         let prompt = prompt.get(dropped..).unwrap_or_default();
         let tokenizer = self.model.tokenizer();
         let mut reply = Reply {
@@ -316,7 +394,7 @@ impl<'m, T: Target> Session<'m, T> {
     }
 
     /// How many of `tokens` prompt tokens are used: all, or, where the caller wants truncation, the last that fit.
-    fn kept_tokens(&self, tokens: usize, image_rows: usize, request: &Request<'_>) -> Result<usize> {
+    fn kept_tokens(&self, tokens: usize, image: Option<&ImageRows>, request: &Request<'_>) -> Result<usize> {
         let usage = |what: String| Err(RuntimeError::Usage(what));
         let new = request.max_tokens;
         if new == 0 {
@@ -325,22 +403,11 @@ impl<'m, T: Target> Session<'m, T> {
         if request.stop.len() > MAX_STOPS || request.stop.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
             return usage(format!("at most {MAX_STOPS} stop texts of 1 to {MAX_STOP_BYTES} bytes are allowed"));
         }
-        let room = self.capacity.saturating_sub(image_rows);
-        let of = format!("context {} minus {image_rows} image rows minus {new} new tokens", self.capacity);
-        if new >= room {
-            return usage(format!("no position is left for the prompt: {of} — ask for fewer new tokens or give a larger --context"));
-        }
-        let available = room - new;
-        if tokens > available && !request.truncate {
-            return usage(format!(
-                "the prompt needs {tokens} tokens, {available} are available: {of} — shorten it, ask for fewer new tokens, \
-                 give a larger --context, or drop its front with --truncate"
-            ));
-        }
-        Ok(tokens.min(available))
+        let pictures = image.map_or(&[][..], |i| i.pictures.as_slice());
+        Budget { capacity: self.capacity, tokens, pictures, new }.kept(request.truncate)
     }
 
-    /// Makes `ids` and the picture the session's sequence and runs what the cache does not hold, in chunks.
+    /// Makes `ids` and the pictures the session's sequence and runs what the cache does not hold, in chunks.
     ///
     /// `on_rows` gets the logits of text rows from `first_row` on, in order, up to 16 rows at a time; the last of these
     /// stay in `self.logits`. `pause` is asked between chunks whether to go on.
@@ -360,26 +427,24 @@ impl<'m, T: Target> Session<'m, T> {
         model.tokenizer().check(ids)?;
         let block: &[f32] = image.map_or(&[], |i| i.rows.as_slice());
         let rows = image.map_or(0, |i| i.count);
-        if block.len() != rows * dim {
-            let found = image.map_or(0, |i| i.dim);
-            return Err(RuntimeError::Usage(format!("the picture has rows of width {found}, the model takes {dim}")));
+        if let Some(image) = image.filter(|i| i.dim != dim || i.rows.len() != rows * dim || i.pictures.iter().sum::<usize>() != rows) {
+            let (found, width, of) = (image.rows.len(), image.dim, &image.pictures);
+            let what = format!("the picture has {found} numbers as {rows} rows of width {width} ({of:?} per picture)");
+            return Err(RuntimeError::Usage(format!("{what}, the model takes rows of width {dim}")));
         }
         let end = ids.len() + rows;
         if end > self.capacity {
-            return Err(RuntimeError::Usage(format!(
-                "{} tokens and {rows} image rows exceed the context of {} positions — shorten the text or give a larger --context",
-                ids.len(),
-                self.capacity
-            )));
+            let pictures = image.map_or(&[][..], |i| i.pictures.as_slice());
+            Budget { capacity: self.capacity, tokens: ids.len(), pictures, new: 0 }.kept(false)?;
         }
-        // Text row r is read at position rows + r: with a picture, row 0 at its last row.
+        // Text row r is read at position rows + r: with pictures, row 0 at their last row.
         let wanted = rows + first_row;
-        let key = image.map(ImageKey::of);
-        let mut pos = self.common(ids, key).min(wanted);
+        let hashes = image.map_or_else(Vec::new, hashes);
+        let mut pos = self.common(ids, &hashes).min(wanted);
         self.last_reused = pos;
         self.ids.clear();
         self.ids.extend_from_slice(ids);
-        (self.image, self.done) = (key, pos);
+        (self.image, self.done) = (hashes, pos);
 
         while pos < end {
             let to = end.min(pos + self.chunk);
@@ -415,13 +480,14 @@ impl<'m, T: Target> Session<'m, T> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Positions of the cache that the sequence of `ids` and the picture shares.
-    fn common(&self, ids: &[u32], image: Option<ImageKey>) -> usize {
-        let tokens = self.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    /// Positions of the cache that the sequence of `ids` and the pictures shares. Of pictures the first ones may be the
+    /// same: when one is added, those before it are not run again.
+    fn common(&self, ids: &[u32], image: &[u64]) -> usize {
+        let (tokens, rows) = (common(&self.ids, ids), common(&self.image, image));
         let positions = match tokens {
             0 => 0,
-            _ if image != self.image => 1,
-            n => n + image.map_or(0, |i| i.rows),
+            _ if rows < self.image.len().max(image.len()) => 1 + rows,
+            n => n + rows,
         };
         positions.min(self.done)
     }

@@ -10,7 +10,7 @@ use sphinx_quant::gguf::Gguf;
 use sphinx_targets::{KvType, Target};
 
 use crate::decoder::Decoder;
-use crate::session::{Reply, Request, Session};
+use crate::session::{Budget, Reply, Request, Session};
 use crate::source::{LanguageParams, Source};
 use crate::tokenizer::Tokenizer;
 use crate::vision::{ImageRows, Observe, Picture, Vision};
@@ -25,7 +25,8 @@ pub struct Options {
     pub context: Option<usize>,
     /// How keys and values are kept; by default F16, and F32 when the language weights are.
     pub kv: Option<KvType>,
-    /// Rows of a prompt that are run at once.
+    /// Rows of a prompt that are run at once. Results do not depend on it; a mixture reads each expert once per layer for
+    /// every such piece, so that larger ones read less and need more memory.
     pub chunk: usize,
 }
 
@@ -126,7 +127,8 @@ impl<T: Target> Sphinx<T> {
         self.load_s
     }
 
-    /// The encoders, opened on first use.
+    /// The encoders, opened on first use. A picture becomes [`Vision::rows_of`] its size rows, at most
+    /// [`LanguageParams::image_rows`].
     ///
     /// # Errors
     /// [`RuntimeError::Invalid`] when the model has no vision half, or one of another model.
@@ -161,6 +163,25 @@ impl<T: Target> Sphinx<T> {
         self.vision()?.encode(&self.target, picture, observe)
     }
 
+    /// Turns pictures into rows of the decoder, in their order, each with its tags; `None` for no picture. The released
+    /// models were given one.
+    ///
+    /// # Errors
+    /// As [`encode`](Sphinx::encode).
+    pub fn encode_all(&self, pictures: &[Picture]) -> Result<Option<ImageRows>> {
+        let images = pictures.iter().map(|p| self.encode(p, &mut ())).collect::<Result<Vec<_>>>()?;
+        Ok((!images.is_empty()).then(|| ImageRows::join(&images)))
+    }
+
+    /// Whether a prompt of `tokens` tokens (the first one counted), pictures of so many rows each
+    /// ([`Vision::rows_of`]) and `new_tokens` tokens of a reply fit a session: to know before pictures are encoded.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Usage`] stating the sum and how many pictures of that kind do fit.
+    pub fn check_fit(&self, tokens: usize, pictures: &[usize], new_tokens: usize) -> Result<()> {
+        Budget { capacity: self.context, tokens, pictures, new: new_tokens }.kept(false).map(|_| ())
+    }
+
     /// A new conversation.
     ///
     /// # Errors
@@ -169,14 +190,19 @@ impl<T: Target> Sphinx<T> {
         Session::new(self, self.context, self.chunk, self.kv)
     }
 
-    /// Asks one question, about a picture if there is one, in the model's own template.
+    /// Asks one question, about any number of pictures, in the model's own template.
     ///
     /// # Errors
     /// As [`encode`](Sphinx::encode) and [`Session::generate`].
-    pub fn ask(&self, picture: Option<&Picture>, question: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
-        let image = picture.map(|p| self.encode(p, &mut ())).transpose()?;
+    pub fn ask(&self, pictures: &[Picture], question: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
         let prompt = self.tokenizer.encode_with_bos(&self.params().template.question(None, question));
         let request = Request { stop: &self.params().stop, ..Request::default() };
+        if !pictures.is_empty() {
+            let vision = self.vision()?;
+            let rows: Vec<usize> = pictures.iter().map(|p| vision.rows_of(p.width(), p.height())).collect();
+            self.check_fit(prompt.len(), &rows, request.max_tokens)?;
+        }
+        let image = self.encode_all(pictures)?;
         self.session()?.generate(&prompt, image.as_ref(), &request, on_text)
     }
 }

@@ -131,6 +131,84 @@ fn a_session_keeps_the_common_prefix() {
     assert_eq!(session.reused_positions(), 0);
 }
 
+/// Another picture, of other rows.
+fn second() -> ImageRows {
+    let mut other = picture();
+    other.rows.iter_mut().for_each(|v| *v = -*v);
+    other.rows.truncate(5 * 32);
+    ImageRows { count: 5, pictures: vec![5], ..other }
+}
+
+#[test]
+fn several_pictures_are_one_block_after_the_first_token() {
+    let model = nano(Options { chunk: 5, ..Options::default() });
+    let tokens = ids("tokens");
+    let (a, b) = (picture(), second());
+    let both = ImageRows::join(&[a.clone(), b.clone()]);
+    assert_eq!((both.count, both.pictures.as_slice(), both.views), (12, [7, 5].as_slice(), 2));
+    // The same numbers as one picture of twelve rows: nothing stands between two pictures.
+    let one = ImageRows { pictures: vec![12], ..both.clone() };
+    let logits = |image: &ImageRows| model.session().unwrap().logits(&tokens, Some(image)).unwrap();
+    assert_eq!(logits(&both), logits(&one));
+    assert_ne!(logits(&both), logits(&ImageRows::join(&[b.clone(), a.clone()])));
+    let mut longer = tokens.clone();
+    longer.extend([300, 301, 302]);
+    let (n, m) = (tokens.len(), longer.len());
+    let both_swapped = ImageRows::join(&[b.clone(), a.clone()]);
+    let twice = ImageRows::join(&[a.clone(), b.clone(), b.clone()]);
+    let cases: [(&[u32], Option<&ImageRows>, usize); 8] = [
+        (&tokens, Some(&a), 0),
+        (&tokens, Some(&both), 1 + 7), // a picture more: the first one stays
+        (&longer, Some(&both), n + 12),
+        (&longer, Some(&twice), 1 + 12),
+        (&longer, Some(&a), 1 + 7), // two pictures less
+        (&longer, Some(&both_swapped), 1),
+        (&tokens, Some(&b), 1 + 5),
+        (&tokens, None, 1),
+    ];
+    let mut session = model.session().unwrap();
+    for (i, (sequence, image, reused)) in cases.into_iter().enumerate() {
+        let ours = session.prefill(sequence, image).unwrap().to_vec();
+        assert_eq!(session.reused_positions(), reused, "case {i}");
+        assert_eq!(ours, model.session().unwrap().prefill(sequence, image).unwrap(), "case {i}");
+    }
+    // A conversation: what was answered is part of the prefix of the next turn.
+    let reply = session.generate(&longer, Some(&twice), &GREEDY, &mut quiet).unwrap();
+    assert_eq!(reply.image_tokens, 17);
+    let mut turn = longer.clone();
+    turn.extend(&reply.tokens);
+    turn.extend([9, 10, 11]);
+    let ours = session.prefill(&turn, Some(&twice)).unwrap().to_vec();
+    assert_eq!(session.reused_positions(), m + 17 + reply.tokens.len() - 1); // the last one was never run
+    assert_eq!(ours, model.session().unwrap().prefill(&turn, Some(&twice)).unwrap());
+}
+
+#[test]
+fn too_many_pictures_are_counted() {
+    let model = nano(Options { context: Some(60), ..Options::default() });
+    let tokens = ids("tokens");
+    let five = ImageRows::join(&vec![picture(); 5]);
+    let request = Request { max_tokens: 20, ..GREEDY };
+    let mut session = model.session().unwrap();
+    let message = session.generate(&tokens, Some(&five), &request, &mut quiet).unwrap_err().to_string();
+    let sum =
+        "1 first token + 17 of text + 5 pictures × 7 rows + 20 new tokens = 73, the context has 60; at most 3 pictures of 7 rows would fit";
+    assert!(message.contains(sum) && message.contains("give fewer pictures"), "{message}");
+    // It is true: three fit and four do not; and it is the same before anything is encoded.
+    let with = |n: usize| ImageRows::join(&vec![picture(); n]);
+    assert!(session.generate(&tokens, Some(&with(3)), &request, &mut quiet).is_ok());
+    assert!(session.generate(&tokens, Some(&with(4)), &request, &mut quiet).is_err());
+    assert!(model.check_fit(18, &[7; 3], 20).is_ok());
+    assert_eq!(model.check_fit(18, &[7; 5], 20).unwrap_err().to_string(), message);
+    let mixed = model.check_fit(18, &[7, 5, 7, 7], 20).unwrap_err().to_string();
+    assert!(mixed.contains("+ 26 rows of 4 pictures +") && mixed.contains("at most 3 pictures of 7 rows"), "{mixed}");
+    assert!(model.check_fit(59, &[], 1).is_ok() && model.check_fit(60, &[], 1).is_err());
+    assert!(model.check_fit(usize::MAX, &[usize::MAX; 3], usize::MAX).is_err());
+    // For logits nothing is new.
+    let message = session.logits(&tokens, Some(&with(7))).unwrap_err().to_string();
+    assert!(message.contains("7 pictures × 7 rows = 67, the context has 60; at most 6 pictures"), "{message}");
+}
+
 #[test]
 fn steps_equal_a_prefill() {
     let model = nano(Options::default());
@@ -233,7 +311,10 @@ fn prompts_that_do_not_fit() {
     // Room 33; with 16 new tokens 17 are left for 18.
     let request = Request { max_tokens: 16, ..GREEDY };
     let message = usage(session.generate(&tokens, Some(&image), &request, &mut quiet).unwrap_err());
-    assert!(message.contains("needs 18 tokens, 17 are available") && message.contains("context 40 minus 7 image rows"), "{message}");
+    assert!(message.contains("needs 18 tokens, 17 are available"), "{message}");
+    let sum =
+        "1 first token + 17 of text + 1 picture × 7 rows + 16 new tokens = 41, the context has 40; not one picture of 7 rows would fit";
+    assert!(message.contains(sum) && message.contains("--context 41 or more"), "{message}");
     assert!(session.generate(&tokens, Some(&image), &Request { max_tokens: 15, ..GREEDY }, &mut quiet).is_ok());
     // Truncation keeps the last ids; the picture follows whatever is first.
     let cut = session.generate(&tokens, Some(&image), &Request { truncate: true, ..request.clone() }, &mut quiet).unwrap();
@@ -251,6 +332,8 @@ fn prompts_that_do_not_fit() {
     assert!(message.contains("800"), "{message}");
     let narrow = ImageRows { rows: vec![0.0; 7 * 16], dim: 16, ..picture() };
     assert!(usage(session.logits(&[1], Some(&narrow)).unwrap_err()).contains("width 16"));
+    let short = ImageRows { pictures: vec![3, 3], ..picture() };
+    assert!(usage(session.logits(&[1], Some(&short)).unwrap_err()).contains("[3, 3] per picture"));
     for n in 1..=22 {
         session.prefill(&tokens, None).unwrap();
         if n > 1 {
@@ -387,10 +470,11 @@ fn hyper_parameters_out_of_range_are_named() {
 fn models_that_are_something_else() {
     let mut edit = Edit::nano();
     edit.set("llama.expert_count", Value::U32(8));
-    edit.refused(&["mixture", "not supported by this version yet"]);
+    edit.set("llama.expert_used_count", Value::U32(2));
+    edit.refused(&["blk.0.ffn_gate_inp.weight", "missing"]);
     let mut edit = Edit::nano();
     edit.set("general.architecture", Value::Str("whisper".into()));
-    edit.refused(&["\"whisper\"", "expected one of llama, internlm2"]);
+    edit.refused(&["\"whisper\"", "expected one of llama, internlm2, sphinx-llama"]);
     let mut edit = Edit::nano();
     edit.set("general.architecture", Value::Str("sphinx-vision".into()));
     edit.refused(&["this is the vision half", "give the language file"]);
@@ -433,7 +517,7 @@ fn tensors_that_do_not_fit() {
     edit.set("llama.block_count", Value::U32(1));
     edit.refused(&["blk.1.", "1 layers"]);
     for (name, words) in
-        [("blk.0.attn_q.bias", "llama model has not"), ("rope_freqs.weight", "has not"), ("blk.0.ffn_gate_inp.weight", "mixture")]
+        [("blk.0.attn_q.bias", "llama model has not"), ("rope_freqs.weight", "has not"), ("blk.0.ffn_gate_inp.weight", "dense")]
     {
         let mut edit = Edit::nano();
         edit.add_tensor(name, &[32]);
@@ -509,7 +593,7 @@ fn asking_puts_the_template_around_a_question() {
     let model = nano(Options { context: Some(1024), ..Options::default() });
     assert_eq!(model.params().template, Template::V1);
     assert_eq!(model.params().stop, ["\n###"]);
-    let reply = model.ask(None, "Why?", &mut quiet).unwrap();
+    let reply = model.ask(&[], "Why?", &mut quiet).unwrap();
     let prompt = model.tokenizer().encode_with_bos(&Template::V1.question(None, "Why?"));
     let stop = model.params().stop.clone();
     let request = Request { stop: &stop, ..Request::default() };
