@@ -155,6 +155,7 @@ pub(crate) struct Loaded {
     pub checkpoint: Checkpoint,
     /// Where the vision half is, if elsewhere.
     elsewhere: Option<Checkpoint>,
+    pub dialect: Dialect,
     pub model: Model,
     pub config: Config,
     pub tokenizer: Tokenizer,
@@ -204,7 +205,7 @@ impl Loaded {
         if let Some(elsewhere) = &elsewhere {
             registry::unclaimed(elsewhere, &claimed(&model), true, how.strict, &mut warnings)?;
         }
-        Ok(Loaded { checkpoint, elsewhere, model, config, tokenizer, warnings })
+        Ok(Loaded { checkpoint, elsewhere, dialect, model, config, tokenizer, warnings })
     }
 
     /// Where the items of `half` are, and the items.

@@ -29,7 +29,7 @@ pub mod verify;
 
 pub use convert::{Arch, ConvertOptions, convert, dry_run, mmproj_path};
 pub use error::{ConvertError, Result};
-pub use inspect::{CheckpointInfo, CheckpointTensor, inspect_checkpoint};
+pub use inspect::{Card, CheckpointInfo, CheckpointTensor, inspect_checkpoint};
 pub use quantize::{QuantizeOptions, quantize};
 pub use report::{FileReport, Progress, Report, RowReport};
 pub use synth::{SynthOptions, synth};
