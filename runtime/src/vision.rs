@@ -340,7 +340,7 @@ impl<T: Target> Vision<T> {
     /// Runs `views` through every encoder, one encoder after the other: their rows without tags.
     fn encode_views(&self, t: &T, views: Views, timings: &mut VisionTimings, observe: &mut dyn Observe) -> Result<Vec<Vec<f32>>> {
         let p = &self.params;
-        let Views { places, vit, mut convnext } = views;
+        let Views { places, vit, convnext } = views;
         let (count, tokens) = (places.len(), p.tokens());
         let mut features = t.buffer(count * tokens, p.features())?;
         let mut column = 0;
@@ -350,23 +350,41 @@ impl<T: Target> Vision<T> {
                 Tower::ConvNext(_) => &mut timings.convnext_s,
                 Tower::DinoV2(..) => &mut timings.dinov2_s,
             };
-            timed(seconds, || -> Result<()> {
-                let all = match tower {
-                    Tower::Clip(clip) => clip.forward(t, &vit)?,
-                    Tower::ConvNext(net) => {
-                        let map = net.forward(t, &std::mem::take(&mut convnext))?;
-                        return bridge::place_map(t, &map, count, net.last_side(), p.patches_across(), &mut features, column);
-                    }
-                    Tower::DinoV2(dino, params) => dino.forward(t, &dinov2::inputs(params, &vit, p.image_mean, p.image_std))?,
+            for batch in batches(count) {
+                let vit = &vit[batch.clone()];
+                let place = |all: &T::Buffer, features: &mut T::Buffer| {
+                    t.copy(all, 0, batch.len() * tokens, features, batch.start * tokens, column)
                 };
-                Ok(t.copy(&all, 0, count * tokens, &mut features, 0, column)?)
-            })?;
+                timed(seconds, || -> Result<()> {
+                    match tower {
+                        Tower::Clip(clip) => place(&clip.forward(t, vit)?, &mut features)?,
+                        Tower::DinoV2(dino, params) => {
+                            place(&dino.forward(t, &dinov2::inputs(params, vit, p.image_mean, p.image_std))?, &mut features)?;
+                        }
+                        Tower::ConvNext(net) => {
+                            let map = net.forward(t, &convnext[batch.clone()])?;
+                            bridge::place_map(t, &map, net.last_side(), p.patches_across(), &mut features, batch.start, column)?;
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
             report(t, &places, encoder.name(), &features, column..column + encoder.width(), observe)?;
             column += encoder.width();
         }
-        let queries = self.qformer.as_ref().map(|q| timed(&mut timings.qformer_s, || q.forward(t, &vit))).transpose()?;
-        if let Some(queries) = &queries {
-            report(t, &places, QFORMER, queries, 0..t.width(queries), observe)?;
+        drop(convnext);
+        let mut queries = None;
+        if let Some(qformer) = &self.qformer {
+            let (rows, width) = qformer.shape_of_view();
+            let mut all = t.buffer(count * rows, width)?;
+            for batch in batches(count) {
+                timed(&mut timings.qformer_s, || -> Result<()> {
+                    let found = qformer.forward(t, &vit[batch.clone()])?;
+                    Ok(t.copy(&found, 0, batch.len() * rows, &mut all, batch.start * rows, 0)?)
+                })?;
+            }
+            report(t, &places, QFORMER, &all, 0..width, observe)?;
+            queries = Some(all);
         }
         drop(vit);
         timed(&mut timings.project_s, || self.bridge.tokens(t, p, &places, features, queries))
@@ -427,6 +445,15 @@ fn report<T: Target>(
         }
     }
     Ok(())
+}
+
+/// Views that go through an encoder together: enough of them that unpacking a weight once for all costs little, and few enough
+/// that what they occupy on the way does not grow with the grid.
+const BATCH: usize = 16;
+
+/// `count` views in batches.
+fn batches(count: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(BATCH).map(move |first| first..count.min(first + BATCH))
 }
 
 /// Runs `work` and adds the time it took to `seconds`.

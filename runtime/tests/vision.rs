@@ -191,6 +191,15 @@ fn metadata_out_of_range_are_refused_by_name() {
     }
     let text = Model::all_four(2).with(keys::CLIP_PATCH, one(14)).refusal();
     assert!(text.contains("dinov2.patch_size` is 7, expected 14, which is the other encoder's"), "{text}");
+    let huge = Model::five_views()
+        .with(keys::GRID, one(9))
+        .with(keys::CONVNEXT_BOARD, one(64 * 9))
+        .with(keys::DINO_PATCH, one(1))
+        .with(keys::VIT_INPUT, one(64))
+        .with(keys::VIT_BOARD, one(64 * 9))
+        .with(keys::PROJECTION_DIM, one(65_536));
+    let text = huge.refusal();
+    assert!(text.contains("projection_dim` is 65536, expected 1597 at most where a picture becomes 336118 rows"), "{text}");
     // An odd number of patches cannot be pooled, and skipping needs sub-images.
     let odd = Model::all_four(2)
         .with(keys::VIT_INPUT, one(21))

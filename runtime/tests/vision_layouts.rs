@@ -6,7 +6,7 @@ use sphinx_quant::block;
 use sphinx_quant::gguf::{Array, Gguf, Value, keys, names};
 use sphinx_runtime::vision::resize::{Square, normalise};
 use sphinx_runtime::vision::views::{Map, Views};
-use sphinx_runtime::vision::{Observe, Recorder, VisionParams};
+use sphinx_runtime::vision::{Observe, Picture, Recorder, VisionParams};
 
 mod vision_model;
 
@@ -224,6 +224,23 @@ fn towers_and_bridge_against_a_plain_witness() {
     }
 }
 
+/// A tile's rows are those of a picture that is that tile, wherever it is among how many others.
+#[test]
+fn many_views_are_each_as_if_alone() {
+    let target = target(2);
+    let (five, alone) = (Model::all_four(5).load(&target), Model::all_four(0).load(&target));
+    let picture = noise(140, 140);
+    let all = five.encode(&target, &picture, &mut ()).unwrap();
+    assert_eq!((all.views, all.count), (26, 26 * 24));
+    for k in [1, 2, 14, 15, 16, 17, 25] {
+        let (row, column) = ((k - 1) / 5, (k - 1) % 5);
+        let lines = (28 * row..28 * (row + 1)).flat_map(|y| &picture.rgb()[(140 * y + 28 * column) * 3..][..28 * 3]);
+        let tile = Picture::from_rgb(28, 28, lines.copied().collect()).unwrap();
+        let one = alone.encode(&target, &tile, &mut ()).unwrap();
+        assert!(all.rows[24 * k * DIM..24 * (k + 1) * DIM] == one.rows, "view {k}");
+    }
+}
+
 #[test]
 fn stages_of_all_four() {
     let target = target(2);
@@ -330,7 +347,7 @@ fn flat_pictures_are_padding_too() {
     // One pixel of one tile, a little brighter, is enough; the whole picture is then no padding either.
     let mut pixels = pad.repeat(84 * 84);
     pixels[(84 * 40 + 40) * 3] += 1;
-    let speck = sphinx_runtime::Picture::from_rgb(84, 84, pixels).unwrap();
+    let speck = Picture::from_rgb(84, 84, pixels).unwrap();
     let (all, _) = observed(&target, &vision, &speck);
     let some = vision.encode(&target, &speck, &mut ()).unwrap();
     assert_eq!((some.cached_views, some.rows == all.rows), (8, true));

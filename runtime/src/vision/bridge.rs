@@ -147,31 +147,32 @@ fn pooled<T: Target>(t: &T, params: &VisionParams, places: &[usize], features: T
     Ok(out)
 }
 
-/// A map `[views · side², width]` as tokens in columns `column..` of `features` `[views · (1 + across²), …]`: the mean
-/// of each view's map stands in for a class token, and a map smaller than `across` is repeated.
+/// A map `[views · side², width]` as tokens of the views from `view` on, in columns `column..` of `features`
+/// `[… · (1 + across²), …]`: the mean of each view's map stands in for a class token, and a map smaller than `across` is repeated.
 pub(super) fn place_map<T: Target>(
     t: &T,
     map: &T::Buffer,
-    views: usize,
     side: usize,
     across: usize,
     features: &mut T::Buffer,
+    view: usize,
     column: usize,
 ) -> Result<()> {
+    let views = t.rows(map) / (side * side);
     let mut means = t.buffer(views, t.width(map))?;
     t.mean_rows(map, side * side, &mut means)?;
     let tokens = 1 + across * across;
     let repeat = across / side;
     for k in 0..views {
-        t.copy(&means, k, 1, features, k * tokens, column)?;
-        let first = k * side * side;
+        let (first, to) = (k * side * side, (view + k) * tokens);
+        t.copy(&means, k, 1, features, to, column)?;
         if repeat == 1 {
-            t.copy(map, first, side * side, features, k * tokens + 1, column)?;
+            t.copy(map, first, side * side, features, to + 1, column)?;
             continue;
         }
         for i in 0..across * across {
             let from = first + i / across / repeat * side + i % across / repeat;
-            t.copy(map, from, 1, features, k * tokens + 1 + i, column)?;
+            t.copy(map, from, 1, features, to + 1 + i, column)?;
         }
     }
     Ok(())

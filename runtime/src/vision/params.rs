@@ -20,6 +20,8 @@ const MAX_GRID: usize = 9;
 const MAX_SQUARE: usize = 8192;
 /// Longest side of a view, in pixels.
 const MAX_INPUT: usize = 4096;
+/// Most numbers in the rows of a picture.
+const MAX_NUMBERS: usize = 1 << 29;
 /// Most patches a side of a view.
 const MAX_ACROSS: usize = 64;
 
@@ -242,7 +244,7 @@ impl VisionParams {
         if pool_parts && !across.is_multiple_of(2) {
             return Err(r.bad(keys::VIEW_POOL_PARTS, true, &format!("false where views have {across} × {across} patches")));
         }
-        Ok(VisionParams {
+        let params = VisionParams {
             projection_dim: r.count(keys::PROJECTION_DIM, 1..=65_536)?,
             image_size: r.count(keys::IMAGE_SIZE, 1..=MAX_SQUARE)?,
             image_mean: r.triple(keys::IMAGE_MEAN, false)?,
@@ -258,7 +260,12 @@ impl VisionParams {
             skip: r.skip(grid)?,
             projector_eps: r.eps(keys::PROJ_EPS)?,
             across,
-        })
+        };
+        let (rows, dim) = (params.image_rows(), params.projection_dim);
+        if rows * dim > MAX_NUMBERS {
+            return Err(r.bad(keys::PROJECTION_DIM, dim, &format!("{} at most where a picture becomes {rows} rows", MAX_NUMBERS / rows)));
+        }
+        Ok(params)
     }
 
     /// Views of a picture: the whole and its sub-images.

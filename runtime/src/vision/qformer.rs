@@ -93,6 +93,11 @@ impl<T: Target> QFormer<T> {
         })
     }
 
+    /// Rows that a view has of this, and their width.
+    pub(super) fn shape_of_view(&self) -> (usize, usize) {
+        (self.params.queries, self.params.width)
+    }
+
     /// What the queries found in each view, `[views · queries, width]`.
     pub(super) fn forward(&self, t: &T, views: &[Map]) -> Result<T::Buffer> {
         let QFormerParams { width, queries, eps, .. } = self.params;
