@@ -337,6 +337,9 @@ fn shown(value: &Value) -> String {
     printable(&if short.len() < text.len() { format!("{short}…") } else { short })
 }
 
+/// Base of the rotary frequencies and multiplier of the position, where stated.
+type Rope = (Option<f32>, Option<f32>);
+
 /// `config.json` as it is there.
 struct Settings<'a> {
     raw: &'a Map<String, Value>,
@@ -377,7 +380,7 @@ impl Settings<'_> {
 
     /// Base of the rotary frequencies and multiplier of the position. `rope_parameters` is the newer spelling of `rope_theta`
     /// and `rope_scaling` together; where both are there they must agree.
-    fn rope(&self, warnings: &mut Vec<String>) -> Result<(Option<f32>, Option<f32>)> {
+    fn rope(&self, warnings: &mut Vec<String>) -> Result<Rope> {
         let mut theta = self.positive(self.raw, "rope_theta")?;
         let older = self.scaling("rope_scaling", warnings)?;
         let newer = self.scaling("rope_parameters", warnings)?;
@@ -445,7 +448,7 @@ mod tests {
         map
     }
 
-    fn rope(config: Value) -> (Result<(Option<f32>, Option<f32>)>, usize) {
+    fn rope(config: Value) -> (Result<Rope>, usize) {
         let raw = map(config);
         let mut warnings = vec![];
         let settings = Settings { raw: &raw, file: "config.json".into() };
