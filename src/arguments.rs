@@ -87,6 +87,13 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+fn error_bound(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("not a number from 0 on".into()),
+    }
+}
+
 /// Far more than any machine of today runs at once; every thread takes memory.
 const MOST_THREADS: usize = 1024;
 
@@ -339,14 +346,46 @@ pub enum Reader {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sphinx verify tiny.gguf
-  sphinx verify tiny.gguf --against SPHINX-Tiny-1k/     error of every tensor")]
+  sphinx verify tiny.gguf --against SPHINX-Tiny-1k/                     error of every tensor
+  sphinx verify mmproj-tiny.gguf --against SPHINX-Tiny-1k/ --json       the same as JSON
+  sphinx verify tiny.gguf --against SPHINX-Tiny-1k/ --max-rmse 0.002    exit code 6 when a tensor is worse
+
+With --against every tensor of the file must have its original, and every tensor of the checkpoint is accounted for. Either half
+is verified by itself; options below that read as for convert say how to read the checkpoint where it does not say so itself.")]
 pub struct VerifyArgs {
     /// A GGUF file.
     pub path: PathBuf,
-    /// The checkpoint it was made from: measures what quantisation cost, tensor by tensor.
+    /// The checkpoint it was made from: measures what quantisation cost, tensor by tensor. More than once as for convert.
     #[arg(long, value_name = "CHECKPOINT_DIR")]
-    pub against: Option<PathBuf>,
-    /// Bytes after the last tensor are an error, not a warning.
+    pub against: Vec<PathBuf>,
+    /// The largest root mean squared error that a tensor may have.
+    #[arg(long, value_name = "X", requires = "against", value_parser = error_bound)]
+    pub max_rmse: Option<f64>,
+    /// The variant, as for convert; default: what the file says.
+    #[arg(long, value_name = "TYPE", requires = "against")]
+    pub llama_type: Option<String>,
+    /// Where the checkpoint's visual half is, as for convert.
+    #[arg(long, value_name = "DIR|FILE", requires = "against")]
+    pub vision: Option<PathBuf>,
+    /// How rotary channels lie in the checkpoint, as for convert.
+    #[arg(long, value_enum, value_name = "ORDER", requires = "against")]
+    pub rope_order: Option<RopeOrderArg>,
+    /// The tensor with skip rows, as for convert.
+    #[arg(long, value_name = "NAME", requires = "against")]
+    pub skip_tensor: Option<String>,
+    /// Where pictures lie in their padding, as for convert; no tensor depends on it.
+    #[arg(long, value_enum, value_name = "ANCHOR", requires = "against")]
+    pub pad_anchor: Option<PadAnchorArg>,
+    /// Another way to cut pictures up, as for convert.
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub layout: Option<PathBuf>,
+    /// Memory that the comparison may use.
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "against")]
+    pub max_memory: Option<u64>,
+    /// Threads of the comparison; default: the cores this process may use.
+    #[arg(long, value_parser = threads, requires = "against")]
+    pub threads: Option<usize>,
+    /// Bytes after the last tensor and unknown tensors of the checkpoint are errors, not warnings.
     #[arg(long)]
     pub strict: bool,
     /// As JSON on standard output.
@@ -498,26 +537,52 @@ pub enum Format {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sphinx synth --family tiny --scale nano -o nano/                       a checkpoint directory
-  sphinx synth --family tiny --scale full -o tiny.gguf --quant Q4_K_M    1.1 G random weights, at disk speed")]
+  sphinx synth --family tiny --scale full -o tiny.gguf --quant Q4_K_M    1.1 G random weights, at disk speed
+  sphinx synth --family moe --scale nano --shards 2 -o moe/              a mixture in two model-parallel shards
+  sphinx synth --family plus --scale nano --llama-type llama_ens10 -o first/
+  sphinx synth --family moe --scale full --layers 2 --no-vision --shards 8 -o two-layers/
+  sphinx synth --family tiny --scale nano --skip-tokens 1 -o skip/       convert it with --pad-anchor
+
+Families: tiny is TinyLlama-1.1B, intern2 InternLM2-7B, plus LLaMA2-13B, moe Mixtral-8x7B; nano has the same structure in a few
+megabytes. Their variants: llama_ens5_light, internlm2_ens5_light, llama_ens5_light, mixtral_sparse_ens5; --llama-type takes any
+other, one with experts for moe and one without for the rest. A directory is bfloat16.")]
 pub struct SynthArgs {
-    /// Which member of the family: tiny. (intern2, plus and moe follow.)
+    /// Which member of the family: tiny, intern2, plus or moe.
     #[arg(long)]
     pub family: String,
-    /// nano, or the true size.
+    /// nano, or full, the true size.
     #[arg(long)]
     pub scale: String,
-    /// With a GGUF output: precision of the language model.
-    #[arg(long)]
+    /// With a GGUF output: precision of the language model; default Q4_K_M.
+    #[arg(long, conflicts_with = "recipe")]
     pub quant: Option<String>,
-    /// With a GGUF output: precision of the encoders.
-    #[arg(long)]
+    /// With a GGUF output: precision of the encoders; default Q8_0.
+    #[arg(long, conflicts_with = "recipe")]
     pub vision_quant: Option<String>,
+    /// With a GGUF output: your own mix of precisions for both halves (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
     /// The language half only.
     #[arg(long)]
     pub no_vision: bool,
     /// The variant; default: the family's.
     #[arg(long, value_name = "TYPE")]
     pub llama_type: Option<String>,
+    /// Decoder layers, when not all are wanted.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub layers: Option<usize>,
+    /// Another way to cut pictures up (TOML); what it does not name stays as the variant has it.
+    #[arg(long, value_name = "FILE")]
+    pub layout: Option<PathBuf>,
+    /// Rows that stand for an empty sub-image; without it empty ones are encoded like any.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub skip_tokens: Option<usize>,
+    /// With a GGUF output: where pictures lie in their padding. A checkpoint does not say it; give it to convert then.
+    #[arg(long, value_enum, value_name = "ANCHOR")]
+    pub pad_anchor: Option<PadAnchorArg>,
+    /// With a directory: model-parallel shards.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
+    pub shards: usize,
     /// Seed of the weights.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -33,4 +33,4 @@ pub use inspect::{Card, CheckpointInfo, CheckpointTensor, inspect_checkpoint};
 pub use quantize::{QuantizeOptions, quantize};
 pub use report::{FileReport, Progress, Report, RowReport};
 pub use synth::{SynthOptions, synth};
-pub use verify::{Verification, verify};
+pub use verify::{Against, Verification, verify};

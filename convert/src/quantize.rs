@@ -274,7 +274,7 @@ pub(crate) fn pair_id(gguf: &Gguf) -> String {
 }
 
 /// Pages are given back after this many bytes of a tensor.
-const RELEASE: usize = 32 << 20;
+pub(crate) const RELEASE: usize = 32 << 20;
 
 /// Rows of a mapped file.
 struct Mapped<'a> {

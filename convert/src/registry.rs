@@ -825,7 +825,7 @@ impl Skip {
 }
 
 /// Names that a checkpoint carries and nobody needs.
-fn silent(name: &str) -> bool {
+pub(crate) fn silent(name: &str) -> bool {
     name == dinov2::MASK
         || ["position_ids", "rope.freqs", "rope.inv_freq", "rotary_emb.inv_freq", "num_batches_tracked"]
             .iter()
@@ -842,7 +842,8 @@ fn silent(name: &str) -> bool {
 /// `Invalid` with `strict` for the first of them.
 pub fn unclaimed(checkpoint: &Checkpoint, claimed: &HashSet<&str>, visual: bool, strict: bool, warnings: &mut Vec<String>) -> Result<()> {
     let decoder = |n: &str| ["llma.layers.", "llma.tok_embeddings.", "llma.norm.", "llma.output."].iter().any(|p| n.starts_with(p));
-    for name in checkpoint.names().filter(|n| !claimed.contains(n) && !silent(n) && !(visual && decoder(n))) {
+    let expected = |n: &str| claimed.contains(n) || silent(n) || visual && decoder(n);
+    for name in checkpoint.names().filter(|n| !expected(n)) {
         let folder = checkpoint.folder();
         if strict {
             return Err(ConvertError::invalid(folder, "unknown tensor", "leave --strict out to ignore it").of_tensor(name));

@@ -25,6 +25,22 @@ pub fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
+/// What the flag means.
+pub fn rope_order(order: RopeOrderArg) -> RopeOrder {
+    match order {
+        RopeOrderArg::Pairs => RopeOrder::Pairs,
+        RopeOrderArg::Halves => RopeOrder::Halves,
+    }
+}
+
+/// What the flag means.
+pub fn pad_anchor(anchor: PadAnchorArg) -> PadAnchor {
+    match anchor {
+        PadAnchorArg::Centre => PadAnchor::Centre,
+        PadAnchorArg::TopLeft => PadAnchor::TopLeft,
+    }
+}
+
 pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
     let (quant, vision_quant) = match &args.recipe {
         Some(file) => (Recipe::from_file(file)?, Recipe::from_file(file)?),
@@ -43,16 +59,10 @@ pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
             ArchArg::Llama => Arch::Llama,
             ArchArg::Internlm2 => Arch::Internlm2,
         },
-        rope_order: args.rope_order.map(|order| match order {
-            RopeOrderArg::Pairs => RopeOrder::Pairs,
-            RopeOrderArg::Halves => RopeOrder::Halves,
-        }),
+        rope_order: args.rope_order.map(rope_order),
         clip_quick_gelu: args.clip_activation == ClipActivation::QuickGelu,
         skip_tensor: args.skip_tensor,
-        pad_anchor: args.pad_anchor.map(|anchor| match anchor {
-            PadAnchorArg::Centre => PadAnchor::Centre,
-            PadAnchorArg::TopLeft => PadAnchor::TopLeft,
-        }),
+        pad_anchor: args.pad_anchor.map(pad_anchor),
         imatrix: args.imatrix,
         max_memory: args.max_memory,
         threads: threads(args.threads),

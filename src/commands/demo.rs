@@ -50,18 +50,7 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     let tell = |text: &str| if args.json { Ok(()) } else { say!("{text}") };
     tell("A SPHINX-Tiny-1k of nano size with random weights: it shows the way from checkpoint to text, and knows nothing.\n")?;
     let bar = Bar::new(no_progress);
-    let synth = SynthOptions {
-        family: "tiny".into(),
-        scale: "nano".into(),
-        quant: None,
-        vision_quant: None,
-        vision: true,
-        llama_type: None,
-        seed: 0,
-        output: checkpoint.clone(),
-        threads: threads(None),
-        force: false,
-    };
+    let synth = SynthOptions { threads: threads(None), ..SynthOptions::new("tiny", "nano", checkpoint.clone()) };
     let made = sphinx_convert::synth(&synth, &bar)?;
     tell(&format!("checkpoint   {} in PyTorch's format", table::bytes(made.files.iter().map(|f| f.bytes).sum())))?;
     let mut convert = ConvertOptions::new(vec![checkpoint], output.clone(), recipe("Q4_K_M")?, recipe("Q8_0")?);

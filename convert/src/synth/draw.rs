@@ -31,13 +31,14 @@ fn normal(seed: u64, i: u64) -> f32 {
     (sum as f32 - 131_070.0) * (1.0 / STD)
 }
 
-/// Fills `out` with `count` numbers from place `first` on, encoded as `ty`. Whole blocks.
+/// Appends `count` numbers from place `first` on to `out`, encoded as `ty`. Whole blocks.
 ///
 /// Quantised blocks are drawn, not quantised: random codes under scales that give them the wanted spread and mean 0.
 pub fn draw(ty: GgmlType, seed: u64, fill: Fill, first: u64, count: usize, out: &mut Vec<u8>) {
     let blocks = count / ty.block_len();
-    out.clear();
-    out.resize(blocks * ty.block_bytes(), 0);
+    let start = out.len();
+    out.resize(start + blocks * ty.block_bytes(), 0);
+    let out = &mut out[start..];
     let value = |i: usize| fill.mean + fill.std * normal(seed, first + i as u64);
     match ty {
         GgmlType::F32 => out.as_chunks_mut().0.iter_mut().enumerate().for_each(|(i, b)| *b = value(i).to_le_bytes()),
@@ -146,6 +147,7 @@ mod tests {
             draw(ty, 3, fill, 512, 256, &mut part);
             let per = ty.block_bytes() * 256 / ty.block_len();
             assert!(whole[2 * per..3 * per] == part[..], "{ty}");
+            part.clear();
             draw(ty, 4, fill, 512, 256, &mut part);
             assert!(whole[2 * per..3 * per] != part[..], "{ty}");
         }

@@ -10,8 +10,6 @@ use zip::{CompressionMethod, ZipWriter};
 use crate::error::{ConvertError, Result};
 use crate::pipeline::{Sink, Slot};
 
-/// Everything in the archive lies under this name.
-const STEM: &str = "consolidated.00-of-01.model";
 /// torch aligns data to this many bytes.
 const ALIGNMENT: u16 = 64;
 
@@ -22,8 +20,41 @@ pub struct Archive {
     open: Option<usize>,
     /// Bytes of every tensor.
     sizes: Vec<u64>,
+    /// Everything in the archive lies under this name.
+    stem: String,
     path: PathBuf,
     partial: PathBuf,
+}
+
+/// A whole archive on the disk that has not got its name yet. Dropping it removes it.
+pub struct Closed {
+    bytes: u64,
+    path: PathBuf,
+    partial: PathBuf,
+}
+
+impl Closed {
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives the file its name.
+    pub fn commit(mut self) -> Result<()> {
+        let partial = std::mem::take(&mut self.partial);
+        std::fs::rename(&partial, &self.path).map_err(|e| {
+            self.partial = partial;
+            ConvertError::io(&self.path, e)
+        })
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        if !self.partial.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
 }
 
 impl Archive {
@@ -35,7 +66,8 @@ impl Archive {
         let file = File::create(&partial).map_err(|e| ConvertError::io(path, e))?;
         let sizes = tensors.iter().map(|(_, shape)| 2 * shape.iter().product::<usize>() as u64).collect();
         let zip = Some(ZipWriter::new(BufWriter::with_capacity(1 << 20, file)));
-        let mut archive = Archive { zip, open: None, sizes, path: path.to_owned(), partial };
+        let stem = path.file_stem().map_or("archive".into(), |s| s.to_string_lossy().into_owned());
+        let mut archive = Archive { zip, open: None, sizes, stem, path: path.to_owned(), partial };
         archive.entry("data.pkl", &pickle(tensors))?;
         archive.entry("byteorder", b"little")?;
         Ok(archive)
@@ -50,8 +82,9 @@ impl Archive {
             .compression_method(CompressionMethod::Stored)
             .with_alignment(ALIGNMENT)
             .large_file(bytes >= u64::from(u32::MAX));
+        let name = format!("{}/{name}", self.stem);
         let Some(zip) = &mut self.zip else { return Ok(()) };
-        zip.start_file(format!("{STEM}/{name}"), options).map_err(|e| self.io(e.into()))
+        zip.start_file(name, options).map_err(|e| self.io(e.into()))
     }
 
     fn entry(&mut self, name: &str, content: &[u8]) -> Result<()> {
@@ -64,15 +97,15 @@ impl Archive {
         zip.write_all(bytes).map_err(|e| self.io(e))
     }
 
-    /// Writes the directory of the archive and gives the file its name. Returns its size.
-    pub fn finish(mut self) -> Result<u64> {
+    /// Writes the directory of the archive and puts everything on the disk, still under the `.partial` name.
+    pub fn finish(mut self) -> Result<Closed> {
         self.entry("version", b"3\n")?;
-        let Some(zip) = self.zip.take() else { return Ok(0) };
+        let mut closed = Closed { bytes: 0, path: self.path.clone(), partial: self.partial.clone() };
+        let Some(zip) = self.zip.take() else { return Ok(closed) };
         let mut file = zip.finish().map_err(|e| self.io(e.into()))?;
-        let bytes = file.stream_position().and_then(|n| file.flush().map(|()| n)).map_err(|e| self.io(e))?;
+        closed.bytes = file.stream_position().and_then(|n| file.flush().map(|()| n)).map_err(|e| self.io(e))?;
         file.get_ref().sync_all().map_err(|e| self.io(e))?;
-        std::fs::rename(&self.partial, &self.path).map_err(|e| self.io(e))?;
-        Ok(bytes)
+        Ok(closed)
     }
 }
 
