@@ -90,7 +90,7 @@ impl Config {
                         "merge the adapter into the weights first",
                     ));
                 }
-            } else if !KNOWN.contains(&key.as_str()) && !(mixture && OF_MIXTURES.contains(&key.as_str())) {
+            } else if !KNOWN.contains(&key.as_str()) && (!mixture || !OF_MIXTURES.contains(&key.as_str())) {
                 warnings.push(format!("{}: unknown key \"{}\" is ignored", file.display(), sphinx_quant::error::printable(key)));
             }
         }
