@@ -441,7 +441,7 @@ fn stored(invented: &Invented, shards: usize) -> Result<Vec<Stored>> {
         unused("llma.clip.ln_final.weight", &[width]);
         unused("llma.clip.ln_final.bias", &[width]);
     }
-    if invented.config.kv_heads % shards != 0 && out.iter().any(|s| s.name.contains(".wqkv.")) {
+    if !invented.config.kv_heads.is_multiple_of(shards) && out.iter().any(|s| s.name.contains(".wqkv.")) {
         let what = format!("{} key heads do not divide among {shards} shards", invented.config.kv_heads);
         return Err(ConvertError::Usage(format!("{what} — choose another number")));
     }

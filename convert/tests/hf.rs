@@ -306,18 +306,7 @@ fn one_matrix_for_both_ends_is_written_twice() {
 fn a_decoder_and_a_visual_half_make_a_whole() {
     let (_dir, at) = folder();
     let whole = at.join("whole");
-    let invention = SynthOptions {
-        family: "tiny".into(),
-        scale: "nano".into(),
-        quant: None,
-        vision_quant: None,
-        vision: true,
-        llama_type: None,
-        seed: 5,
-        output: whole.clone(),
-        threads: 2,
-        force: false,
-    };
+    let invention = SynthOptions { seed: 5, threads: 2, ..SynthOptions::new("tiny", "nano", whole.clone()) };
     synth(&invention, &()).unwrap();
     // Taken apart: the decoder under Hugging Face names, the rest in a file of its own.
     let opened = checkpoint::Checkpoint::open(std::slice::from_ref(&whole)).unwrap();
