@@ -34,6 +34,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Turn a GGUF file of either half into another precision.
     Quantize(QuantizeArgs),
+    /// Measure which columns of every matrix matter, from text and pictures, for convert and quantize.
+    Imatrix(ImatrixArgs),
     /// Show what a GGUF file, a checkpoint directory, or a .pth / .safetensors file holds.
     Inspect(InspectArgs),
     /// Check structure, checksums and numbers of a GGUF file, against its checkpoint if wanted.
@@ -132,6 +134,20 @@ pub enum KvArg {
     F16,
     #[value(name = "q8_0")]
     Q8_0,
+}
+
+/// What the model is to look at.
+#[derive(Clone, Debug, Default, Args)]
+pub struct PictureArgs {
+    /// A picture: PNG, JPEG, WebP, GIF (first frame) or BMP. May be given more than once.
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// Frames of a film: a folder of pictures, an animated GIF or an animated WebP.
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "image")]
+    pub video: Option<PathBuf>,
+    /// How many frames, evenly spaced; default: as many as fit, at most 8.
+    #[arg(long, value_name = "N", requires = "video", value_parser = positive)]
+    pub frames: Option<usize>,
 }
 
 /// How a reply is drawn.
@@ -318,6 +334,39 @@ pub struct QuantizeArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  sphinx imatrix tiny-f16.gguf --data calibration.jsonl -o tiny.imatrix.gguf
+  sphinx quantize tiny-f16.gguf -o tiny-q4.gguf --quant Q4_K_M --imatrix tiny.imatrix.gguf
+
+A line of the data is {\"question\": …, \"image\": …, \"answer\": …} or {\"text\": …}; a picture is a path beside the file or a data URI.
+The file is in llama.cpp's GGUF layout for importance matrices and serves its tools for the language model, too.")]
+pub struct ImatrixArgs {
+    /// The language half, best F16 or Q8_0; the vision half beside it is measured with the pictures.
+    pub model: PathBuf,
+    /// The vision half, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+    /// Questions, texts and pictures, one JSON object a line.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Rows of the data to use; default: all.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub rows: Option<usize>,
+    /// Positions of a piece of text; longer texts are cut. Default: the model's context.
+    #[arg(long, value_parser = positive)]
+    pub context: Option<usize>,
+    /// Threads; default: the cores this process may use.
+    #[arg(long, value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
   sphinx inspect tiny.gguf
   sphinx inspect SPHINX-Tiny-1k/ --tensors
   sphinx inspect tiny.gguf --with gguf-rs     the same file through an independent reader")]
@@ -327,6 +376,9 @@ pub struct InspectArgs {
     /// List the tensors too.
     #[arg(long)]
     pub tensors: bool,
+    /// Positions to price the memory for; default: the model's.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
     /// Which reader looks at a GGUF file.
     #[arg(long, value_enum, default_value = "own")]
     pub with: Reader,
@@ -397,13 +449,16 @@ pub struct VerifyArgs {
 #[command(after_help = "Examples:
   sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"
   sphinx run tiny.gguf -p \"Name three rivers.\" --temperature 0
-  sphinx run tiny.gguf --image photo.jpg -p \"Describe it.\" -v      with the table of stages")]
+  sphinx run tiny.gguf --image photo.jpg -p \"Describe it.\" -v      with the table of stages
+  sphinx run tiny.gguf --image a.jpg --image b.jpg -p \"What differs?\"
+  sphinx run tiny.gguf --video frames/ --frames 3 -p \"What happens?\"
+
+Several pictures are an addition of this program: the models were trained on one.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// A picture: PNG, JPEG, WebP, GIF (first frame) or BMP.
-    #[arg(long, value_name = "FILE")]
-    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub pictures: PictureArgs,
     /// The question.
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: String,
@@ -479,9 +534,8 @@ pub struct EmbedArgs {
 pub struct LogitsArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// A picture.
-    #[arg(long, value_name = "FILE")]
-    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub pictures: PictureArgs,
     /// Ids, used exactly as given.
     #[arg(long, value_name = "IDS", value_delimiter = ',', required_unless_present = "prompt", conflicts_with = "prompt")]
     pub tokens: Vec<u32>,

@@ -1,12 +1,14 @@
 //! One file per command.
 
 pub mod bench;
+pub mod card;
 pub mod chat;
 pub mod completions;
 pub mod convert;
 pub mod demo;
 pub mod doctor;
 pub mod embed;
+pub mod imatrix;
 pub mod inspect;
 pub mod logits;
 pub mod model;

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod commands;
+mod dataset;
 mod device;
 mod failure;
 mod interrupt;
@@ -36,6 +37,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Convert(a) => commands::convert::run(a, cli.no_progress),
         Command::Quantize(a) => commands::quantize::run(a, cli.no_progress),
+        Command::Imatrix(a) => commands::imatrix::run(a, cli.no_progress),
         Command::Inspect(a) => commands::inspect::run(a),
         Command::Verify(a) => commands::verify::run(a, cli.no_progress),
         Command::Run(a) => commands::run::run(a, cli.verbose),

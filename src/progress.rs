@@ -37,8 +37,7 @@ pub struct Bar {
 impl Bar {
     /// A bar that shows itself only on a terminal and unless it is switched off.
     pub fn new(off: bool) -> Bar {
-        let shown = !off && std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Bar { bar: Mutex::new(None), shown }
+        Bar { bar: Mutex::new(None), shown: wanted(off) }
     }
 
     fn with(&self, f: impl FnOnce(&ProgressBar)) {
@@ -48,9 +47,25 @@ impl Bar {
     }
 }
 
+/// Whether bars are shown at all: on a terminal, unless they are switched off.
+fn wanted(off: bool) -> bool {
+    !off && std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+fn target(shown: bool) -> ProgressDrawTarget {
+    if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+/// A bar that counts `total` things, with the remaining time.
+pub fn counter(what: &str, total: u64, off: bool) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3} %  {pos} of {len}  ETA {eta}");
+    let bar = ProgressBar::with_draw_target(Some(total), target(wanted(off)));
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_prefix(what.to_owned())
+}
+
 impl Progress for Bar {
     fn begin(&self, what: &str, total_bytes: u64) {
-        let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = target(self.shown);
         let style = ProgressStyle::with_template(
             "{prefix} {bar:24} {percent:>3} %  {bytes:>10} of {total_bytes}  {binary_bytes_per_sec}  ETA {eta}  {msg}",
         )

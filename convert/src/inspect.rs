@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{Checkpoint, Rule};
 use crate::convert::{Loaded, Reading};
 use crate::error::Result;
-use crate::registry::{Item, RopeOrder};
+use crate::registry::RopeOrder;
 use crate::variant::{self, PadAnchor};
 
 /// What [`inspect_checkpoint`] found.
@@ -144,13 +144,15 @@ const PARTS: &[(&str, &str)] = &[
     ("v.dino.", "dinov2"),
     ("v.eva.", "eva"),
     ("v.qf.", "q-former"),
+    ("v.", "projections"),
 ];
 
-fn part_of(item: &Item) -> &'static str {
-    if item.experts().is_some() {
+/// The part of a model that its tensor `name` belongs to.
+pub fn part_of(name: &str) -> &'static str {
+    if name.contains("_exps.") {
         return "experts";
     }
-    PARTS.iter().find(|(start, _)| item.name.starts_with(start)).map_or("projections", |(_, part)| part)
+    PARTS.iter().find(|(start, _)| name.starts_with(start)).map_or("other", |(_, part)| part)
 }
 
 impl Card {
@@ -158,7 +160,7 @@ impl Card {
         let (config, model) = (&loaded.config, &loaded.model);
         let mut parts: Vec<PartCard> = Vec::new();
         for item in model.language.iter().chain(&model.vision) {
-            let (part, parameters) = (part_of(item), item.shape.iter().product::<usize>() as u64);
+            let (part, parameters) = (part_of(&item.name), item.shape.iter().product::<usize>() as u64);
             let bytes = item.open(&loaded.checkpoint)?.stored_bytes();
             match parts.iter_mut().find(|p| p.part == part) {
                 Some(p) => (p.parameters, p.bytes) = (p.parameters + parameters, p.bytes + bytes),
@@ -241,4 +243,33 @@ pub fn inspect_checkpoint(path: &Path) -> Result<CheckpointInfo> {
         tensors,
         notes: checkpoint.notes().to_vec(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sphinx_quant::gguf::names;
+
+    #[test]
+    fn every_tensor_has_a_part() {
+        for (name, part) in [
+            (names::TOKEN_EMBD, "embeddings"),
+            (names::OUTPUT, "output"),
+            (names::OUTPUT_NORM, "decoder"),
+            ("blk.3.attn_q.weight", "decoder"),
+            ("blk.3.ffn_gate_inp.weight", "decoder"),
+            ("blk.3.ffn_down_exps.weight", "experts"),
+            ("blk.3.ffn_down_exps.4.weight", "experts"),
+            (names::CNX_STEM_W, "convnext"),
+            (names::DINO_POS, "dinov2"),
+            (names::CLIP_POS, "clip"),
+            (names::EVA_CLS, "eva"),
+            (names::QF_QUERY, "q-former"),
+            (names::QPROJ_W, "projections"),
+            (names::SKIP_TOKEN, "projections"),
+            ("stranger", "other"),
+        ] {
+            assert_eq!(part_of(name), part, "{name}");
+        }
+    }
 }

@@ -63,12 +63,14 @@ struct Bench<'a> {
 struct Head {
     model: Value,
     target: String,
+    /// Null for a dense model. Experts that lie in the mapped file are read by the system, which does not say how.
+    experts: Value,
 }
 
 /// One repetition.
 struct Run {
     load_s: f64,
-    image: Option<(VisionTimings, usize)>,
+    image: Option<(VisionTimings, usize, usize)>,
     prefill_tokens: usize,
     prefill_s: f64,
     decode_s: f64,
@@ -77,7 +79,7 @@ struct Run {
 
 impl Run {
     fn image_s(&self) -> f64 {
-        self.image.map_or(0.0, |(t, _)| t.total_s())
+        self.image.map_or(0.0, |(t, ..)| t.total_s())
     }
 }
 
@@ -89,7 +91,12 @@ impl Job for Bench<'_> {
         let before = disk_read_bytes();
         let model = model::open(target, &args.model)?;
         let picture = args.image.as_deref().map(Picture::open).transpose()?;
-        let head = Head { model: describe(&model, picture.is_some())?, target: model.target().name() };
+        let experts = if model.params().is_mixture() {
+            json!({ "cache_bytes": null, "hits": null, "misses": null, "bytes_per_token": null, "stall_s": null })
+        } else {
+            Value::Null
+        };
+        let head = Head { model: describe(&model, picture.is_some())?, target: model.target().name(), experts };
         let mut runs = Vec::new();
         for i in 0..self.repeat + usize::from(self.warm) {
             let start = if i == 0 { before } else { disk_read_bytes() };
@@ -119,7 +126,7 @@ fn once<T: Target>(model: &Sphinx<T>, args: &BenchArgs, picture: Option<&Picture
     }
     let decode_s = start.elapsed().as_secs_f64();
     let prefill_tokens = ids.len() + image.as_ref().map_or(0, |i| i.count);
-    let image = image.map(|i| (i.timings, i.views));
+    let image = image.map(|i| (i.timings, i.views, i.skipped_views));
     Ok(Run { load_s: model.load_s(), image, prefill_tokens, prefill_s, decode_s, disk_read_bytes: None })
 }
 
@@ -159,11 +166,13 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 fn report(args: &BenchArgs, head: Option<Head>, runs: &[Run]) -> Value {
     let (Some(head), Some(first)) = (head, runs.first()) else { return Value::Null };
     let of = |f: fn(&Run) -> f64| median(runs.iter().map(f));
-    let vision = |f: fn(&VisionTimings) -> f64| median(runs.iter().filter_map(|r| r.image.as_ref().map(|(t, _)| f(t))));
-    let image = first.image.map(|(_, views)| {
+    let vision = |f: fn(&VisionTimings) -> f64| median(runs.iter().filter_map(|r| r.image.as_ref().map(|(t, ..)| f(t))));
+    // A tower that is not there takes no time at all; its figure is absent rather than zero.
+    let tower = |f: fn(&VisionTimings) -> f64| Some(vision(f)).filter(|s| *s > 0.0);
+    let image = first.image.map(|(_, views, skipped)| {
         json!({
-            "views": views, "skipped_views": 0, "preprocess_s": vision(|t| t.preprocess_s), "convnext_s": vision(|t| t.convnext_s),
-            "dinov2_s": vision(|t| t.dinov2_s), "clip_s": null, "qformer_s": null, "project_s": vision(|t| t.project_s),
+            "views": views, "skipped_views": skipped, "preprocess_s": vision(|t| t.preprocess_s), "convnext_s": tower(|t| t.convnext_s),
+            "dinov2_s": tower(|t| t.dinov2_s), "clip_s": tower(|t| t.clip_s), "qformer_s": tower(|t| t.qformer_s), "project_s": vision(|t| t.project_s),
             "total_s": median(runs.iter().map(Run::image_s)),
         })
     });
@@ -190,7 +199,7 @@ fn report(args: &BenchArgs, head: Option<Head>, runs: &[Run]) -> Value {
         "first_token_s": median(runs.iter().map(|r| r.image_s() + r.prefill_s)),
         "peak_rss_bytes": Memory::now().map(|m| m.peak_bytes),
         "disk_read_bytes": disk.map(|d| median(d.into_iter()) as u64),
-        "experts": null,
+        "experts": head.experts,
         "runs": runs.iter().map(|r| json!({
             "prefill_tokens_per_s": tokens as f64 / r.prefill_s, "decode_tokens_per_s": generated as f64 / r.decode_s,
         })).collect::<Value>(),
@@ -230,7 +239,10 @@ fn markdown(r: &Value) -> String {
     let mut rows = vec![("load", s(&r["load_s"]), String::new())];
     if r["image"].is_object() {
         let views = r["image"]["views"].to_string();
-        for part in ["preprocess", "convnext", "dinov2", "project"] {
+        for part in ["preprocess", "clip", "convnext", "dinov2", "qformer", "project"]
+            .into_iter()
+            .filter(|p| !r["image"][format!("{p}_s")].is_null())
+        {
             rows.push((part, s(&r["image"][format!("{part}_s")]), String::new()));
         }
         rows.push(("picture", s(&r["image"]["total_s"]), format!("{views} views")));

@@ -8,6 +8,7 @@ use sphinx_quant::error::printable;
 use sphinx_quant::gguf::{Array, Value};
 use sphinx_quant::gguf::{Gguf, keys};
 
+use super::card;
 use crate::arguments::{InspectArgs, Reader};
 use crate::failure::{Failure, shown};
 use crate::{output, table};
@@ -69,6 +70,7 @@ fn gguf(args: &InspectArgs) -> Result<String> {
             None => by_type.push((t.ty().name(), 1, t.bytes().len() as u64)),
         }
     }
+    let card = card::of_model(&args.path, &file, args.context)?;
     if args.json {
         let metadata: Map<String, Json> = file.metadata().iter().map(|(k, v)| (k.clone(), json_value(v, 64))).collect();
         let mut out = json!({
@@ -76,6 +78,9 @@ fn gguf(args: &InspectArgs) -> Result<String> {
             "trailing_bytes": file.trailing_bytes(), "architecture": file.arch(), "parameters": parameters, "metadata": metadata,
             "types": by_type.iter().map(|&(ty, n, bytes)| json!({ "type": ty, "tensors": n, "bytes": bytes })).collect::<Json>(),
         });
+        if let Some(card) = card {
+            out["card"] = card;
+        }
         if args.tensors {
             let list = file.tensors().iter().enumerate().map(|(i, t)| {
                 let sum = file.checksum(i).map(|c| format!("{c:016x}"));
@@ -94,6 +99,9 @@ fn gguf(args: &InspectArgs) -> Result<String> {
         parameters as f64 / 1e6,
         table::bytes(file.file_bytes())
     );
+    if let Some(card) = &card {
+        text += &format!("{}\n", card::text(card));
+    }
     for (key, value) in file.metadata() {
         if key.ends_with(keys::CHECKSUM_TENSORS) {
             continue;
@@ -189,6 +197,11 @@ fn checkpoint(args: &InspectArgs) -> Result<String> {
         holds.elements as f64 / 1e6,
         table::bytes(holds.bytes)
     );
+    match (&holds.card, &holds.problem) {
+        (Some(found), _) => text += &format!("\n{}\n", card::text(&serde_json::to_value(found)?)),
+        (None, Some(problem)) => text += &format!("no card: {}\n", printable(problem)),
+        (None, None) => (),
+    }
     for (key, value) in &holds.config {
         text += &format!("{:<32} {}\n", printable(key), printable(&value.to_string()));
     }

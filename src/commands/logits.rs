@@ -26,7 +26,7 @@ impl Job for Logits<'_> {
             Some(text) => model::prompt(&model, text, None, args.raw),
             None => args.tokens.clone(),
         };
-        let image = args.image.as_deref().map(|file| model::encode(&model, file, &mut ())).transpose()?;
+        let image = model::look(&model, &args.pictures, tokens.len(), 0)?;
         let logits = model.session()?.logits(&tokens, image.as_ref())?;
         let vocabulary = model.params().vocabulary;
         let ids = tokens.iter().map(|&id| i64::from(id)).collect();

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 use sphinx_runtime::vision::{ImageRows, Observe, Picture, VisionTimings};
-use sphinx_runtime::{Memory, Options, Reply, Request, Sampling, Sphinx};
+use sphinx_runtime::{Film, Memory, Options, Reply, Request, Sampling, Sphinx};
 use sphinx_targets::{KvType, Target};
 
-use crate::arguments::{GenerateArgs, KvArg, ModelArgs};
+use crate::arguments::{GenerateArgs, KvArg, ModelArgs, PictureArgs};
 use crate::output::note;
 use crate::table;
 
@@ -30,6 +30,38 @@ pub fn encode<T: Target>(model: &Sphinx<T>, file: &Path, observe: &mut dyn Obser
     // The vision half first: a model without one says so before a large picture is decoded.
     model.vision()?;
     Ok(model.encode(&Picture::open(file)?, observe)?)
+}
+
+/// Frames of a film when nobody says how many.
+const USUAL_FRAMES: usize = 8;
+
+/// Decodes and encodes what the flags show, in order; `None` when they show nothing. `text` and `new` are the positions
+/// that the prompt and the answer need beside the pictures: what does not fit is refused before anything is encoded.
+pub fn look<T: Target>(model: &Sphinx<T>, args: &PictureArgs, text: usize, new: usize) -> Result<Option<ImageRows>> {
+    if args.image.is_empty() && args.video.is_none() {
+        return Ok(None);
+    }
+    // The vision half first: a model without one says so before a large picture is decoded.
+    let vision = model.vision()?;
+    // What a picture takes at least: one so long that every sub-image that can be empty is.
+    let fewest = vision.rows_of(2, 1 << 14).min(vision.rows_of(1 << 14, 2));
+    let pictures = match &args.video {
+        None => {
+            model.check_fit(text, &vec![fewest; args.image.len()], new)?;
+            args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?
+        }
+        Some(path) => {
+            let film = Film::open(path)?;
+            let fit = model.context().saturating_sub(text + new) / vision.image_rows().max(1);
+            let frames = args.frames.unwrap_or(USUAL_FRAMES.min(fit).max(1)).min(film.frames());
+            model.check_fit(text, &vec![fewest; frames], new)?;
+            tracing::info!("{frames} of {} frames", film.frames());
+            film.pick(frames)?
+        }
+    };
+    let rows: Vec<usize> = pictures.iter().map(|p| vision.rows_of(p.width(), p.height())).collect();
+    model.check_fit(text, &rows, new)?;
+    Ok(model.encode_all(&pictures)?)
 }
 
 /// The prompt's ids: BOS, then the question in the template, or the text as it is.
@@ -64,9 +96,12 @@ pub type Stage = (&'static str, f64, String);
 
 /// The stages of encoding a picture.
 pub fn vision_stages(t: &VisionTimings) -> Vec<Stage> {
-    [("preprocess", t.preprocess_s), ("convnext", t.convnext_s), ("dinov2", t.dinov2_s), ("project", t.project_s)]
-        .map(|(name, s)| (name, s, String::new()))
-        .into()
+    let towers = [("clip", t.clip_s), ("convnext", t.convnext_s), ("dinov2", t.dinov2_s), ("qformer", t.qformer_s)];
+    let mut stages = vec![("preprocess", t.preprocess_s, String::new())];
+    // A tower that the model has takes some time.
+    stages.extend(towers.into_iter().filter(|(_, s)| *s > 0.0).map(|(name, s)| (name, s, String::new())));
+    stages.push(("project", t.project_s, String::new()));
+    stages
 }
 
 /// The stages of a whole answer.

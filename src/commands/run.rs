@@ -27,8 +27,9 @@ impl Job for Run<'_> {
     fn run<T: Target>(self, target: T) -> Result<()> {
         let args = self.args;
         let model = model::open(target, &args.model)?;
-        let image = args.image.as_deref().map(|file| model::encode(&model, file, &mut ())).transpose()?;
         let prompt = model::prompt(&model, &args.prompt, args.generate.system.as_deref(), args.generate.raw);
+        let text = if args.generate.truncate { 1 } else { prompt.len() };
+        let image = model::look(&model, &args.pictures, text, args.generate.max_tokens)?;
         let stops = model::stops(&model, &args.generate);
         let request = model::request(&args.generate, &stops);
         let mut session = model.session()?;

@@ -55,7 +55,10 @@ for case in cases:
         folder = Path(name)
         for ty in types:
             model = folder / f"{ty}.gguf"
-            run("convert", case / "checkpoint", "-o", model, "--quant", ty, "--vision-quant", ty)
+            more = ["--clip-activation", "quick-gelu"] if info.get("clip_quick_gelu") else []
+            more += ["--pad-anchor", "top_left"] if info.get("skip") else []
+            more += ["--layout", case / "layout.toml"] if (case / "layout.toml").exists() else []
+            run("convert", case / "checkpoint", "-o", model, "--quant", ty, "--vision-quant", ty, *more)
             embed, logits, text = outputs(model, case, folder, ty)
             if ty in ("F32", "F16", "Q8_0"):
                 stride = 16 if want["rows"].shape[0] < embed["rows"].shape[0] else 1
@@ -67,7 +70,7 @@ for case in cases:
                         line += f"; {key} {np.abs(got - want[key]).max():.1e} cos {cosines(got, want[key]).min():.6f}"
                 for key, got in (("logits", logits["logits"]), ("text_logits", text["logits"])):
                     c = cosines(got, want[key])
-                    line += f"; {key} max abs {np.abs(got - want[key]).max():.2e} min cos {c.min():.6f}"
+                    line += f"; {key} max abs {np.abs(got - want[key]).max():.2e} mean cos {c.mean():.6f} min {c.min():.6f}"
                 assert (logits["tokens"] == want["tokens"]).all()
                 if ty == "F32" and (case / "square.png").exists():
                     square = np.asarray(Image.open(case / "square.png").convert("RGB")).astype(np.float32)
