@@ -351,6 +351,7 @@ mod tests {
         assert_eq!(frame(PaddingOrder::PadResize, Anchor::Centre, 1000, 101), (1000, 0, 449, 1000, 101));
         assert_eq!(frame(PaddingOrder::PadResize, Anchor::TopLeft, 3, 1000), (1000, 0, 0, 3, 1000));
         assert_eq!(frame(PaddingOrder::ResizePad, Anchor::Centre, 1000, 100), (672, 0, 302, 672, 67));
+        assert_eq!(frame(PaddingOrder::ResizePad, Anchor::Centre, 1000, 101), (672, 0, 302, 672, 68));
         assert_eq!(frame(PaddingOrder::ResizePad, Anchor::Centre, 1, 20_000), (672, 335, 0, 1, 672));
         assert_eq!(frame(PaddingOrder::ResizePad, Anchor::TopLeft, 4, 3), (672, 0, 0, 672, 504));
     }
