@@ -55,10 +55,10 @@ pub fn run(args: VerifyArgs, no_progress: bool) -> Result<()> {
                 s.unused.len(),
                 s.unknown.len()
             )?;
+            for name in &s.unknown {
+                say!("unknown: {name}")?;
+            }
         }
-    }
-    for warning in found.warnings.iter().filter(|w| !w.ends_with("follow the last tensor")) {
-        note!("warning: {}", one_line(warning));
     }
     if let Some(first) = found.problems.first() {
         let file = shown(&args.path);
