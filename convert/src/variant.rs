@@ -1,7 +1,7 @@
 //! What a `llama_type` is: which language model, and how a picture is cut up for which encoders.
 //!
 //! A variant is data. Nothing after this file asks for a type's name; to add a member of the family, add a row to
-//! [`MEMBERS`] (and, for a new part, its registry). [`Layout::overridden_by`] makes members that have no name.
+//! `MEMBERS` (and, for a new part, its registry). [`Layout::overridden_by`] makes members that have no name.
 
 use std::io::Read;
 use std::path::Path;
