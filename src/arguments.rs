@@ -123,9 +123,9 @@ pub struct ModelArgs {
     /// Precision of the key/value cache; default f16, or f32 when the language weights are F32.
     #[arg(long, value_enum)]
     pub kv: Option<KvArg>,
-    /// Positions that go through the decoder together in prefill.
-    #[arg(long, value_name = "ROWS", default_value = "512", value_parser = positive)]
-    pub chunk: usize,
+    /// Positions that go through the decoder together in prefill; default: 512, and 4096 for a mixture of experts.
+    #[arg(long, value_name = "ROWS", value_parser = positive)]
+    pub chunk: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

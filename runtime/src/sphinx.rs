@@ -16,6 +16,11 @@ use crate::tokenizer::Tokenizer;
 use crate::vision::{ImageRows, Observe, Picture, Vision};
 use crate::{Result, RuntimeError};
 
+/// Rows of a prompt that are run at once, unless the caller has another wish.
+const CHUNK: usize = 512;
+/// The same for a mixture: a picture of nine sub-images and its question in one piece, so that each expert is read once.
+const MIXTURE_CHUNK: usize = 4096;
+
 /// How a model is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -25,14 +30,14 @@ pub struct Options {
     pub context: Option<usize>,
     /// How keys and values are kept; by default F16, and F32 when the language weights are.
     pub kv: Option<KvType>,
-    /// Rows of a prompt that are run at once. Results do not depend on it; a mixture reads each expert once per layer for
-    /// every such piece, so that larger ones read less and need more memory.
-    pub chunk: usize,
+    /// Rows of a prompt that are run at once; by default 512, and 4096 for a mixture, which reads each of its experts once per
+    /// layer for every such piece. Results do not depend on it. Memory is taken as rows need it, not for the largest piece.
+    pub chunk: Option<usize>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { mmproj: None, context: None, kv: None, chunk: 512 }
+        Options { mmproj: None, context: None, kv: None, chunk: None }
     }
 }
 
@@ -64,8 +69,9 @@ impl<T: Target> Sphinx<T> {
         if !(2..=1 << 24).contains(&context) {
             return Err(RuntimeError::Usage(format!("the context is {context}, expected 2 to {}", 1 << 24)));
         }
-        if !(1..=1 << 16).contains(&options.chunk) {
-            return Err(RuntimeError::Usage(format!("prompts are to be run in pieces of {}, expected 1 to {}", options.chunk, 1 << 16)));
+        let chunk = options.chunk.unwrap_or(if params.is_mixture() { MIXTURE_CHUNK } else { CHUNK });
+        if !(1..=1 << 16).contains(&chunk) {
+            return Err(RuntimeError::Usage(format!("prompts are to be run in pieces of {chunk}, expected 1 to {}", 1 << 16)));
         }
         if context > params.context {
             tracing::warn!("a context of {context} is more than the {} that the model was made for", params.context);
@@ -79,7 +85,7 @@ impl<T: Target> Sphinx<T> {
         let decoder = Decoder::load(&target, source.language(), params)?;
         let load_s = start.elapsed().as_secs_f64();
         tracing::info!("{} on {}, loaded in {load_s:.3} s", path.display(), target.name());
-        Ok(Sphinx { target, tokenizer, decoder, vision: OnceLock::new(), context, kv, chunk: options.chunk.min(context), load_s, source })
+        Ok(Sphinx { target, tokenizer, decoder, vision: OnceLock::new(), context, kv, chunk: chunk.min(context), load_s, source })
     }
 
     /// What computes.

@@ -56,7 +56,7 @@ fn logits_are_the_references_whatever_the_chunk() {
     let (tokens, image) = (ids("tokens"), picture());
     let mut first: Option<[Vec<f32>; 2]> = None;
     for chunk in [512, 1, 3, 64] {
-        let model = nano(Options { chunk, ..Options::default() });
+        let model = nano(Options { chunk: Some(chunk), ..Options::default() });
         assert_eq!(model.kv(), KvType::F32); // whole-precision weights: a reference run
         let mut session = model.session().unwrap();
         let ours = [session.logits(&tokens, None).unwrap(), session.logits(&tokens, Some(&image)).unwrap()];
@@ -99,7 +99,7 @@ fn half_precision_caches_stay_close() {
 
 #[test]
 fn a_session_keeps_the_common_prefix() {
-    let model = nano(Options { chunk: 5, ..Options::default() });
+    let model = nano(Options { chunk: Some(5), ..Options::default() });
     let (tokens, image) = (ids("tokens"), picture());
     let mut other = picture();
     other.rows[3] += 1.0;
@@ -141,7 +141,7 @@ fn second() -> ImageRows {
 
 #[test]
 fn several_pictures_are_one_block_after_the_first_token() {
-    let model = nano(Options { chunk: 5, ..Options::default() });
+    let model = nano(Options { chunk: Some(5), ..Options::default() });
     let tokens = ids("tokens");
     let (a, b) = (picture(), second());
     let both = ImageRows::join(&[a.clone(), b.clone()]);
@@ -268,7 +268,7 @@ fn eos_ends_a_reply_and_is_no_part_of_it() {
 
 #[test]
 fn a_caller_can_break_off() {
-    let model = nano(Options { chunk: 4, ..Options::default() });
+    let model = nano(Options { chunk: Some(4), ..Options::default() });
     let tokens = ids("tokens");
     let mut session = model.session().unwrap();
     let reply = session.generate(&tokens, None, &GREEDY, &mut |_| ControlFlow::Break(())).unwrap();
@@ -603,7 +603,7 @@ fn asking_puts_the_template_around_a_question() {
 
 #[test]
 fn senseless_options_are_refused() {
-    for options in [Options { context: Some(0), ..Options::default() }, Options { chunk: 0, ..Options::default() }] {
+    for options in [Options { context: Some(0), ..Options::default() }, Options { chunk: Some(0), ..Options::default() }] {
         assert_eq!(open_with(Path::new(NANO), &options).err().unwrap().kind(), ErrorKind::Usage);
     }
 }

@@ -36,7 +36,7 @@ impl Saved {
     }
 
     fn on<T: Target>(&self, target: T, chunk: usize) -> Result<Sphinx<T>, RuntimeError> {
-        Sphinx::open(target, &self.path(), &Options { chunk, kv: Some(KvType::F32), ..Options::default() })
+        Sphinx::open(target, &self.path(), &Options { chunk: Some(chunk), kv: Some(KvType::F32), ..Options::default() })
     }
 
     fn open(&self) -> Result<Sphinx<CpuTarget>, RuntimeError> {
@@ -307,7 +307,7 @@ fn numbers_that_are_none_in_a_router_end_the_run() {
 fn collected(model: &Model, form: &Form<'_>, texts: &[&str], context: usize) -> Imatrix {
     let file = Saved::new(model, form);
     let target = CpuTarget::new(CpuOptions { threads: Some(2), record: true, ..CpuOptions::default() }).unwrap();
-    let options = Options { context: Some(context), kv: Some(KvType::F32), chunk: 5, ..Options::default() };
+    let options = Options { context: Some(context), kv: Some(KvType::F32), chunk: Some(5), ..Options::default() };
     let sphinx = Sphinx::open(target, &file.path(), &options).unwrap();
     let mut collector = Collector::new(&sphinx).unwrap();
     texts.iter().for_each(|text| collector.add(&[], text).unwrap());
