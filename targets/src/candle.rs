@@ -258,6 +258,11 @@ impl Target for CandleTarget {
         CandleMatrix::new(parts, &self.device, self.quantized_matmul)
     }
 
+    /// Candle's own quantised products round activations to 8 bits, so these matrices go without.
+    fn matrix_fine(&self, parts: &[Stored]) -> Result<CandleMatrix> {
+        CandleMatrix::new(parts, &self.device, false)
+    }
+
     fn matrix_shape(&self, matrix: &CandleMatrix) -> (usize, usize) {
         (matrix.outputs(), matrix.inputs())
     }

@@ -202,7 +202,11 @@ impl Target for CpuTarget {
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
-        Matrix::new(parts)
+        Matrix::new(parts, 1)
+    }
+
+    fn matrix_fine(&self, parts: &[Tensor]) -> Result<Matrix> {
+        Matrix::new(parts, 2)
     }
 
     fn matrix_shape(&self, matrix: &Matrix) -> (usize, usize) {

@@ -56,6 +56,10 @@ fn decode(t: &CpuTarget, weights: GgmlType, cache: KvType, tokens: usize) -> Res
     let (table, norm) = (matrix(50, embd)?, t.vector_from(&vec![1.0; embd])?);
     let (qkv, output) = (linear((heads + 2 * kv_heads) * head_dim, embd)?, linear(embd, heads * head_dim)?);
     let mlp = Mlp { up: linear(2 * hidden, embd)?, act: Activation::SiluGate, down: linear(embd, hidden)? };
+    let fine =
+        |rows, cols| Ok::<_, sphinx_targets::TargetError>(Linear { weight: t.matrix_fine(&[tensor(weights, rows, cols)])?, bias: None });
+    let (fine_output, expert) =
+        (fine(embd, heads * head_dim)?, Mlp { up: fine(2 * hidden, embd)?, act: Activation::SiluGate, down: fine(embd, hidden)? });
     let router = Linear { weight: t.matrix(&[tensor(GgmlType::F32, 8, embd)])?, bias: None };
     let (mut logits, mut chosen) = (t.buffer(1, 8)?, t.buffer(2, embd)?);
     let mut scores = [0.0; 8];
@@ -74,11 +78,12 @@ fn decode(t: &CpuTarget, weights: GgmlType, cache: KvType, tokens: usize) -> Res
         t.rope_append(&mut packed, &rope, &mut kv, pos)?;
         t.attend_cached(&packed, &kv, pos, &mut mixed)?;
         t.linear(&mixed, &output, After::Add, &mut x)?;
+        t.linear(&mixed, &fine_output, After::Add, &mut x)?;
         t.rms_norm(&x, &norm, 1e-5, &mut normed)?;
         t.mlp(&normed, &mlp, After::Add, &mut x)?;
         t.linear(&normed, &router, After::Nothing, &mut logits)?;
         t.read(&logits, 0, &mut scores)?;
-        t.expert_mlp(&normed, &[1], 2, &mlp, &mut chosen)?;
+        t.expert_mlp(&normed, &[1], 2, &expert, &mut chosen)?;
         t.expert_mlp(&normed, &[0], 2, &mlp, &mut chosen)?;
         t.mix_experts(&chosen, &[scores[0].abs().min(0.5), 0.25], 2, &mut x)?;
     }

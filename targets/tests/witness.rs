@@ -229,6 +229,10 @@ fn candles_own_quantised_products_agree_loosely() {
             let (found, wanted) = (linear(&quantised, &x, &w, None), linear(&witness(), &x, &w, None));
             let off = distance(&found, &wanted);
             assert!(off <= if ty.is_float() { 1e-6 } else { 0.015 }, "{ty}, {rows} rows: off by {off}");
+            let layer = Linear { weight: quantised.matrix_fine(&w).unwrap(), bias: None };
+            let mut out = quantised.buffer(rows, 67).unwrap();
+            quantised.linear(&buffer(&quantised, &x, 512), &layer, After::Nothing, &mut out).unwrap();
+            assert_eq!(contents(&quantised, &out), wanted, "{ty}, {rows} rows: fine matrices are multiplied in f32");
         }
     }
 }

@@ -10,10 +10,12 @@ use super::isa::Isa;
 use super::portable;
 use super::portable::attend::{Keys, Values};
 use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels};
-use super::q8::{Q8Row, Q8RowMut};
+use super::q8::{FineRow, Q8Row, Q8RowMut};
 
 /// A weight row with a row of 8-bit activations.
 type Dot<B> = unsafe fn(&[B], Q8Row<'_>) -> f32;
+/// A weight row with a row of 16-bit activations.
+type FineDot<B> = unsafe fn(&[B], FineRow<'_>) -> f32;
 /// A weight row with a row of activations.
 type FloatDot<W> = unsafe fn(&[W], &[f32]) -> f32;
 /// Weight rows into a panel.
@@ -35,6 +37,16 @@ pub struct Kernels {
     dot_q4_k: Dot<BlockQ4_K>,
     dot_q5_k: Dot<BlockQ5_K>,
     dot_q6_k: Dot<BlockQ6_K>,
+    fine_q4_0: FineDot<BlockQ4_0>,
+    fine_q4_1: FineDot<BlockQ4_1>,
+    fine_q5_0: FineDot<BlockQ5_0>,
+    fine_q5_1: FineDot<BlockQ5_1>,
+    fine_q8_0: FineDot<BlockQ8_0>,
+    fine_q2_k: FineDot<BlockQ2_K>,
+    fine_q3_k: FineDot<BlockQ3_K>,
+    fine_q4_k: FineDot<BlockQ4_K>,
+    fine_q5_k: FineDot<BlockQ5_K>,
+    fine_q6_k: FineDot<BlockQ6_K>,
     pack_q4_0: Pack<BlockQ4_0>,
     pack_q4_1: Pack<BlockQ4_1>,
     pack_q5_0: Pack<BlockQ5_0>,
@@ -103,6 +115,16 @@ impl Kernels {
             dot_q4_k: dot::q4_k,
             dot_q5_k: dot::q5_k,
             dot_q6_k: dot::q6_k,
+            fine_q4_0: dot::fine_q4_0,
+            fine_q4_1: dot::fine_q4_1,
+            fine_q5_0: dot::fine_q5_0,
+            fine_q5_1: dot::fine_q5_1,
+            fine_q8_0: dot::fine_q8_0,
+            fine_q2_k: dot::fine_q2_k,
+            fine_q3_k: dot::fine_q3_k,
+            fine_q4_k: dot::fine_q4_k,
+            fine_q5_k: dot::fine_q5_k,
+            fine_q6_k: dot::fine_q6_k,
             pack_q4_0: gemm::pack_q4_0,
             pack_q4_1: gemm::pack_q4_1,
             pack_q5_0: gemm::pack_q5_0,
@@ -144,6 +166,12 @@ impl Kernels {
         self.dot_q2_k = dot::q2_k;
         self.dot_q3_k = dot::q3_k;
         self.dot_q5_k = dot::q5_k;
+        self.fine_q4_1 = dot::fine_q4_1;
+        self.fine_q5_0 = dot::fine_q5_0;
+        self.fine_q5_1 = dot::fine_q5_1;
+        self.fine_q2_k = dot::fine_q2_k;
+        self.fine_q3_k = dot::fine_q3_k;
+        self.fine_q5_k = dot::fine_q5_k;
         self.pack_q4_0 = gemm::pack_q4_0;
         self.pack_q4_1 = gemm::pack_q4_1;
         self.pack_q5_0 = gemm::pack_q5_0;
@@ -182,6 +210,16 @@ impl Kernels {
         self.dot_q4_k = dot::q4_k;
         self.dot_q5_k = dot::q5_k;
         self.dot_q6_k = dot::q6_k;
+        self.fine_q4_0 = dot::fine_q4_0;
+        self.fine_q4_1 = dot::fine_q4_1;
+        self.fine_q5_0 = dot::fine_q5_0;
+        self.fine_q5_1 = dot::fine_q5_1;
+        self.fine_q8_0 = dot::fine_q8_0;
+        self.fine_q2_k = dot::fine_q2_k;
+        self.fine_q3_k = dot::fine_q3_k;
+        self.fine_q4_k = dot::fine_q4_k;
+        self.fine_q5_k = dot::fine_q5_k;
+        self.fine_q6_k = dot::fine_q6_k;
         self.gemm_multiply = gemm::multiply;
     }
 
@@ -202,6 +240,16 @@ impl Kernels {
             dot_q4_k: dot::q4_k,
             dot_q5_k: dot::q5_k,
             dot_q6_k: dot::q6_k,
+            fine_q4_0: dot::fine_q4_0,
+            fine_q4_1: dot::fine_q4_1,
+            fine_q5_0: dot::fine_q5_0,
+            fine_q5_1: dot::fine_q5_1,
+            fine_q8_0: dot::fine_q8_0,
+            fine_q2_k: dot::fine_q2_k,
+            fine_q3_k: dot::fine_q3_k,
+            fine_q4_k: dot::fine_q4_k,
+            fine_q5_k: dot::fine_q5_k,
+            fine_q6_k: dot::fine_q6_k,
             pack_q4_0: gemm::pack,
             pack_q4_1: gemm::pack,
             pack_q5_0: gemm::pack,
@@ -263,6 +311,34 @@ impl Kernels {
         }
     }
 
+    /// A weight row of quantised type `ty` with a row of 16-bit activations.
+    ///
+    /// # Panics
+    /// When the row has another length than `x`, or `ty` is a float type.
+    pub fn dot_fine(&self, ty: GgmlType, w: &[u8], x: FineRow<'_>) -> f32 {
+        use bytemuck::cast_slice as blocks;
+        for x in x {
+            assert_eq!(ty.row_bytes(x.qs.len()), Some(w.len()), "a row of {ty}");
+            assert!(x.d.len() == x.qs.len() / 32 && x.sums.len() == x.qs.len() / 16);
+        }
+        // SAFETY: as in `dot`, for both rows of `x`.
+        unsafe {
+            match ty {
+                GgmlType::Q4_0 => (self.fine_q4_0)(blocks(w), x),
+                GgmlType::Q4_1 => (self.fine_q4_1)(blocks(w), x),
+                GgmlType::Q5_0 => (self.fine_q5_0)(blocks(w), x),
+                GgmlType::Q5_1 => (self.fine_q5_1)(blocks(w), x),
+                GgmlType::Q8_0 => (self.fine_q8_0)(blocks(w), x),
+                GgmlType::Q2_K => (self.fine_q2_k)(blocks(w), x),
+                GgmlType::Q3_K => (self.fine_q3_k)(blocks(w), x),
+                GgmlType::Q4_K => (self.fine_q4_k)(blocks(w), x),
+                GgmlType::Q5_K => (self.fine_q5_k)(blocks(w), x),
+                GgmlType::Q6_K => (self.fine_q6_k)(blocks(w), x),
+                GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => panic!("{ty} rows take f32 activations"),
+            }
+        }
+    }
+
     /// A weight row of float type `ty` with a row of activations.
     ///
     /// # Panics
@@ -313,7 +389,11 @@ impl Kernels {
     /// A batch times panels; see [`portable::gemm::multiply`].
     pub fn multiply(&self, x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
         let (groups, scales) = (w.kind.groups(), w.count * w.blocks * w.kind.groups() * PANEL);
-        assert!(x.qs.len() >= x.rows * w.blocks * 32 && x.d.len() >= x.rows * w.blocks && x.aux.len() >= x.rows * w.blocks * groups);
+        assert!(
+            x.qs.len() >= x.rows * w.blocks * if x.fine { 64 } else { 32 }
+                && x.d.len() >= x.rows * w.blocks
+                && x.aux.len() >= x.rows * w.blocks * groups
+        );
         assert!(w.codes.len() >= w.count * w.blocks * PANEL_BLOCK && w.s.len() >= scales && (!w.kind.min || w.m.len() >= scales));
         assert!(x.rows > 0 && stride >= w.count * PANEL && out.len() >= (x.rows - 1) * stride + w.count * PANEL);
         // SAFETY: the table is for this CPU; all operands hold `x.rows` rows and `w.count` panels, as asserted.
@@ -342,6 +422,15 @@ impl Kernels {
         assert!(k.is_multiple_of(32) && out.qs.len() == k && out.d.len() == k / 32 && out.sums.len() == k / 16);
         // SAFETY: the table is for this CPU; the outputs are as long as the kernel needs, as asserted.
         unsafe { (self.quantize_q8)(x, out) }
+    }
+
+    /// A row of activations in 16 bits, as the two rows of [`FineRow`]; see [`portable::quantize::low`].
+    pub fn quantize_fine(&self, x: &[f32], [high, low]: [Q8RowMut<'_>; 2]) {
+        let k = x.len();
+        assert!(low.qs.len() == k && low.d.len() == k / 32 && low.sums.len() == k / 16);
+        let Q8RowMut { qs, d, sums } = high;
+        self.quantize_q8(x, Q8RowMut { qs: &mut *qs, d: &mut *d, sums });
+        portable::quantize::low(x, qs, d, low);
     }
 
     /// See [`portable::norm::rms`].

@@ -3,6 +3,9 @@
 //! Quantised weights meet activations in 8 bits, which are made once per layer and shared by all its parts; float
 //! weights meet the activations as they are. Threads divide the outputs. What follows a layer (bias, activation,
 //! residual) happens while its results are in cache.
+//!
+//! A matrix may ask for activations in 16 bits (see [`crate::Target::matrix_fine`]): those of 8, and what they leave over
+//! in another 8. Every weight, read and unpacked once, meets both, and their products are added up as integers.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +18,7 @@ use super::kernels::{Kernels, kind};
 use super::pool::Disjoint;
 use super::portable::dot::LANES;
 use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels, lane};
-use super::q8::Q8Rows;
+use super::q8::{Q8RowMut, Q8Rows};
 use super::{CpuTarget, portable};
 use crate::{Activation, After, Linear, Mlp, Result, TargetError};
 
@@ -24,11 +27,13 @@ pub struct Matrix {
     parts: Vec<Tensor>,
     rows: usize,
     cols: usize,
+    /// Bytes of an activation that meets quantised weights: 1, or 2 where that is too coarse.
+    terms: usize,
 }
 
 impl Matrix {
-    /// The parts stacked; they share their columns.
-    pub(super) fn new(parts: &[Tensor]) -> Result<Matrix> {
+    /// The parts stacked; they share their columns. `terms` is 1 or 2.
+    pub(super) fn new(parts: &[Tensor], terms: usize) -> Result<Matrix> {
         let Some(first) = parts.first() else {
             return Err(TargetError::Shape { op: "matrix", what: "no parts".into() });
         };
@@ -41,7 +46,7 @@ impl Matrix {
         if rows == 0 || cols == 0 {
             return Err(TargetError::Shape { op: "matrix", what: format!("\"{}\" is [{rows}, {cols}]", first.name()) });
         }
-        Ok(Matrix { rows, cols, parts: parts.to_vec() })
+        Ok(Matrix { rows, cols, terms, parts: parts.to_vec() })
     }
 
     /// Outputs.
@@ -322,8 +327,9 @@ impl CpuTarget {
             recorder.lock().unwrap_or_else(PoisonError::into_inner).add(&self.pool, x, &layer.weight.parts);
         }
         let floats = !layer.weight.parts.iter().any(|t| self.in_8_bits(t.ty()));
+        let terms = if floats { 1 } else { layer.weight.terms };
         let batch = if floats { FLOAT_BATCH } else { batch(self.isa()) };
-        let most = (BATCH_BYTES / 4 / x.width).clamp(BATCH_LEAST, BATCH_MOST);
+        let most = (BATCH_BYTES / 4 / x.width).clamp(BATCH_LEAST, BATCH_MOST) / terms;
         let most = x.count.div_ceil(x.count.div_ceil(most).max(1)).next_multiple_of(TILE);
         for first in (0..x.count).step_by(most.max(1)) {
             let (x, out) = (x.part(first, most.min(x.count - first)), out.part(first));
@@ -354,7 +360,7 @@ impl CpuTarget {
         let matrix = &layer.weight;
         let (k, rows) = (matrix.cols, x.count);
         if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
-            self.quantize(x, &mut activations.q8)?;
+            self.quantize(x, matrix.terms, &mut activations.q8)?;
         }
         for worker in workers {
             let mut worker = lock(worker);
@@ -375,7 +381,10 @@ impl CpuTarget {
                         let w = &bytes[(r - first) * row_bytes..][..row_bytes];
                         if self.in_8_bits(ty) {
                             for m in 0..rows {
-                                sums[m * STRIP + j] = self.kernels.dot(ty, w, q8.row(m));
+                                sums[m * STRIP + j] = match matrix.terms {
+                                    1 => self.kernels.dot(ty, w, q8.row(m)),
+                                    _ => self.kernels.dot_fine(ty, w, [q8.row(2 * m), q8.row(2 * m + 1)]),
+                                };
                             }
                             continue;
                         }
@@ -416,8 +425,8 @@ impl CpuTarget {
         let matrix = &layer.weight;
         let (k, rows) = (matrix.cols, x.count);
         if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
-            self.quantize(x, &mut activations.q8)?;
-            self.deal_codes(rows, k, activations)?;
+            self.quantize(x, matrix.terms, &mut activations.q8)?;
+            self.deal_codes(rows, k, matrix.terms, activations)?;
         }
         if matrix.parts.iter().any(|t| !self.in_8_bits(t.ty())) {
             let dealt = activations.floats.at_least(rows * k, "activations of a batch")?;
@@ -433,7 +442,7 @@ impl CpuTarget {
             match kind(tensor.ty()).filter(|_| self.in_8_bits(tensor.ty())) {
                 Some(kind) => {
                     if dealt != Some(kind) {
-                        self.deal_sums(rows, k, kind, activations)?;
+                        self.deal_sums(rows, k, matrix.terms, kind, activations)?;
                         dealt = Some(kind);
                     }
                     self.multiply_codes(tensor, kind, rows, columns, layer, after, out, activations, workers)?;
@@ -459,7 +468,7 @@ impl CpuTarget {
         activations: &Activations,
         workers: &[Mutex<Worker>],
     ) -> Result<()> {
-        let k = layer.weight.cols;
+        let (k, terms) = (layer.weight.cols, layer.weight.terms);
         let blocks = k / 32;
         let (codes_len, scales_len) = (blocks * PANEL_BLOCK, blocks * kind.groups() * PANEL);
         let minima_len = if kind.min { scales_len } else { 0 };
@@ -488,7 +497,8 @@ impl CpuTarget {
                 let panels = Panels { codes, s, m, blocks, count, kind };
                 for row in (0..rows).step_by(TILE) {
                     let tile = TILE.min(rows - row);
-                    let x = Batch { qs: &qs[row * k..], d: &d[row * blocks..], aux: &aux[row * blocks * kind.groups()..], rows: tile };
+                    let (qs, aux) = (&qs[row * terms * k..], &aux[row * blocks * kind.groups()..]);
+                    let x = Batch { fine: terms == 2, qs, d: &d[row * blocks..], aux, rows: tile };
                     self.kernels.multiply(x, panels, sums, count * PANEL);
                     self.finish_tile(sums, row..row + tile, first, count, &columns, layer, after, out);
                 }
@@ -563,22 +573,26 @@ impl CpuTarget {
     }
 
     /// Codes and scales of quantised rows in the order that batches take.
-    fn deal_codes(&self, rows: usize, k: usize, activations: &mut Activations) -> Result<()> {
+    fn deal_codes(&self, rows: usize, k: usize, terms: usize, activations: &mut Activations) -> Result<()> {
         let blocks = k / 32;
         let Activations { q8, qs, d, .. } = activations;
         let what = "activations of a batch";
-        let (qs, d) = (qs.at_least(rows * k, what)?, Disjoint::new(d.at_least(rows * blocks, what)?));
-        self.pool.rows(qs, k, &|_, first, qs| {
-            for (r, qs) in qs.chunks_exact_mut(k).enumerate() {
+        let (qs, d) = (qs.at_least(rows * terms * k, what)?, Disjoint::new(d.at_least(rows * blocks, what)?));
+        self.pool.rows(qs, terms * k, &|_, first, qs| {
+            for (r, qs) in qs.chunks_exact_mut(terms * k).enumerate() {
                 let row = first + r;
-                let from = q8.row(row);
+                let terms_of_row: [_; 2] = [0, terms - 1].map(|term| q8.row(row * terms + term));
+                let codes = terms_of_row.map(|term| term.qs.as_chunks::<32>().0);
                 // SAFETY: every row goes to one worker.
                 let d = unsafe { d.piece(row * blocks..(row + 1) * blocks) };
-                let (qs, codes) = (qs.as_chunks_mut::<32>().0, from.qs.as_chunks::<32>().0);
+                let qs = qs.as_chunks_mut::<32>().0;
                 for l in 0..LANES {
                     for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
-                        qs[to] = codes[b];
-                        d[to] = from.d[b];
+                        for (term, codes) in codes[..terms].iter().enumerate() {
+                            qs[to * terms + term] = codes[b];
+                        }
+                        // The scales that count are those of a row's last term.
+                        d[to] = terms_of_row[1].d[b];
                     }
                 }
             }
@@ -587,17 +601,19 @@ impl CpuTarget {
     }
 
     /// What weights of `kind` need of the sums of quantised rows, see [`Batch::aux`].
-    fn deal_sums(&self, rows: usize, k: usize, kind: Kind, activations: &mut Activations) -> Result<()> {
+    fn deal_sums(&self, rows: usize, k: usize, terms: usize, kind: Kind, activations: &mut Activations) -> Result<()> {
         let (blocks, groups) = (k / 32, kind.groups());
         let Activations { q8, aux, .. } = activations;
         let aux = aux.at_least(rows * blocks * groups, "activations of a batch")?;
         let one = |sum: i32| if kind.min { (sum as f32).to_bits() as i32 } else { -kind.offset * sum };
         self.pool.rows(aux, blocks * groups, &|_, first, aux| {
             for (r, aux) in aux.chunks_exact_mut(blocks * groups).enumerate() {
-                let sums = q8.row(first + r).sums.as_chunks::<2>().0;
+                let row = (first + r) * terms;
+                let (sums, low) = (q8.row(row).sums.as_chunks::<2>().0, q8.row(row + terms - 1).sums.as_chunks::<2>().0);
                 for l in 0..LANES {
                     for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
-                        let [a, b] = sums[b].map(i32::from);
+                        let [high, low] = [sums[b], low[b]].map(|sums| sums.map(i32::from));
+                        let [a, b] = if terms == 2 { [0, 1].map(|h| 256 * high[h] + low[h]) } else { high };
                         if kind.sixteen {
                             aux[2 * to] = one(a);
                             aux[2 * to + 1] = one(b);
@@ -611,23 +627,28 @@ impl CpuTarget {
         Ok(())
     }
 
-    /// Rows of activations in 8 bits.
-    fn quantize(&self, x: Rows<'_>, q8: &mut Q8Rows) -> Result<()> {
+    /// Rows of activations in 8 bits, `terms` of them (1 or 2) one after another for each row of `x`.
+    fn quantize(&self, x: Rows<'_>, terms: usize, q8: &mut Q8Rows) -> Result<()> {
         let (rows, k) = (x.count, x.width);
-        q8.shape(rows, k)?;
+        q8.shape(rows * terms, k)?;
         let (qs, d, sums) = q8.arrays_mut();
         let (qs, d, sums) = (Disjoint::new(qs), Disjoint::new(d), Disjoint::new(sums));
         self.pool.run(rows, &|_, range| {
-            for r in range {
-                // SAFETY: every row goes to one worker.
-                let out = unsafe {
-                    super::q8::Q8RowMut {
+            let out = |r: usize| {
+                // SAFETY: every row, with its terms, goes to one worker, which asks for each term once.
+                unsafe {
+                    Q8RowMut {
                         qs: qs.piece(r * k..(r + 1) * k),
                         d: d.piece(r * (k / 32)..(r + 1) * (k / 32)),
                         sums: sums.piece(r * (k / 16)..(r + 1) * (k / 16)),
                     }
-                };
-                self.kernels.quantize_q8(x.row(r), out);
+                }
+            };
+            for r in range {
+                match terms {
+                    1 => self.kernels.quantize_q8(x.row(r), out(r)),
+                    _ => self.kernels.quantize_fine(x.row(r), [out(2 * r), out(2 * r + 1)]),
+                }
             }
         });
         Ok(())

@@ -167,6 +167,31 @@ proptest! {
     }
 
     #[test]
+    fn dots_with_activations_in_16_bits(seed: u64, blocks in prop_oneof![Just(0usize), 1..20usize]) {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let (portable, siblings) = tables();
+        for ty in quantised() {
+            for (w_fill, high, low) in [(Fill::Random, Fill::Random, Fill::Random), (Fill::Ones, Fill::Ones, Fill::Ones), (Fill::Zeros, Fill::Zeros, Fill::Zeros), (Fill::Random, Fill::Ones, Fill::Zeros)] {
+                let w = weights(&mut rng, ty, blocks, w_fill, |rng| rng.random_range(-1.0..1.0f32));
+                let k = blocks * ty.block_len();
+                let x = [activations(&mut rng, k, high, true), activations(&mut rng, k, low, false)];
+                let want = portable.dot_fine(ty, &w, x.each_ref().map(Row::view));
+                // By definition, in f64, with the low row's scales.
+                let mut numbers = vec![0f32; k];
+                block::dequantize(ty, &w, &mut numbers);
+                let code = |i: usize| f64::from(x[1].d[i / 32]) * (256.0 * f64::from(x[0].qs[i]) + f64::from(x[1].qs[i]));
+                let exact: f64 = (0..k).map(|i| f64::from(numbers[i]) * code(i)).sum();
+                let scaled = Row { d: x[1].d.iter().map(|d| 256.0 * d).collect(), ..x[0].clone() };
+                let bound = 16.0 * EPSILON * (magnitude(ty, &w, &scaled) + magnitude(ty, &w, &x[1]));
+                for table in siblings.iter().chain([&portable]) {
+                    let got = f64::from(table.dot_fine(ty, &w, x.each_ref().map(Row::view)));
+                    prop_assert!((got - f64::from(want)).abs() <= bound && (got - exact).abs() <= 2.0 * bound, "{} {}: {} {} {} (bound {})", ty, table.isa(), got, want, exact, bound);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn dots_of_float_rows(seed: u64, k in prop_oneof![Just(0usize), Just(1), 7..10usize, 15..18usize, 31..34usize, 63..66usize, 2..300usize, Just(2048), Just(5632)]) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();
@@ -194,7 +219,7 @@ proptest! {
                 let w = weights(&mut rng, ty, blocks * weight_rows, Fill::Random, |rng| rng.random_range(-1.0..1.0f32));
                 let row_bytes = blocks * ty.block_bytes();
                 let (k, n) = (blocks * ty.block_len(), blocks * ty.block_len() / 32);
-                let x: Vec<Row> = (0..rows).map(|_| activations(&mut rng, k, Fill::Random, false)).collect();
+                let x: Vec<[Row; 2]> = (0..rows).map(|_| [(); 2].map(|()| activations(&mut rng, k, Fill::Random, false))).collect();
                 let count = weight_rows.div_ceil(PANEL);
                 let (codes_len, scales) = (n * PANEL_BLOCK, n * kind.groups() * PANEL);
                 let minima = if kind.min { scales } else { 0 };
@@ -205,29 +230,36 @@ proptest! {
                     let s = &mut s[p * scales..][..scales];
                     table.pack(ty, bytes, these, n, &mut codes[p * codes_len..][..codes_len], s, &mut m[p * minima..][..minima]);
                 }
-                let (mut qs, mut d, mut aux) = (Vec::new(), Vec::new(), Vec::new());
-                for x in &x {
-                    for l in 0..8 {
-                        for (at, b) in lane(l, n, 8).zip((l..n).step_by(8)) {
-                            assert_eq!(at, place(b, n, 8));
-                            qs.extend_from_slice(&x.qs[32 * b..32 * b + 32]);
-                            d.push(x.d[b]);
-                            let sums: Vec<i32> = x.sums[2 * b..2 * b + 2].iter().map(|&v| i32::from(v)).collect();
-                            let sums = if kind.sixteen { sums } else { vec![sums.iter().sum()] };
-                            aux.extend(sums.iter().map(|&v| if kind.min { (v as f32).to_bits() as i32 } else { -kind.offset * v }));
+                for fine in [false, true] {
+                    let (mut qs, mut d, mut aux) = (Vec::new(), Vec::new(), Vec::new());
+                    for [high, low] in &x {
+                        for l in 0..8 {
+                            for (at, b) in lane(l, n, 8).zip((l..n).step_by(8)) {
+                                assert_eq!(at, place(b, n, 8));
+                                qs.extend_from_slice(&high.qs[32 * b..32 * b + 32]);
+                                if fine {
+                                    qs.extend_from_slice(&low.qs[32 * b..32 * b + 32]);
+                                }
+                                d.push(if fine { low.d[b] } else { high.d[b] });
+                                let sum = |i: usize| if fine { 256 * i32::from(high.sums[i]) + i32::from(low.sums[i]) } else { i32::from(high.sums[i]) };
+                                let sums = [sum(2 * b), sum(2 * b + 1)];
+                                let sums = if kind.sixteen { sums.to_vec() } else { vec![sums.iter().sum()] };
+                                aux.extend(sums.iter().map(|&v| if kind.min { (v as f32).to_bits() as i32 } else { -kind.offset * v }));
+                            }
                         }
                     }
-                }
-                let stride = count * PANEL + 3;
-                let mut out = vec![f32::NAN; rows * stride];
-                let batch = Batch { qs: &qs, d: &d, aux: &aux, rows };
-                table.multiply(batch, Panels { codes: &codes, s: &s, m: &m, blocks: n, count, kind }, &mut out, stride);
-                for r in 0..rows {
-                    for c in 0..weight_rows {
-                        let want = table.dot(ty, &w[c * row_bytes..(c + 1) * row_bytes], x[r].view());
-                        prop_assert_eq!(out[r * stride + c], want, "{} {} row {} column {}", ty, table.isa(), r, c);
+                    let stride = count * PANEL + 3;
+                    let mut out = vec![f32::NAN; rows * stride];
+                    let batch = Batch { fine, qs: &qs, d: &d, aux: &aux, rows };
+                    table.multiply(batch, Panels { codes: &codes, s: &s, m: &m, blocks: n, count, kind }, &mut out, stride);
+                    for r in 0..rows {
+                        for c in 0..weight_rows {
+                            let (w, x) = (&w[c * row_bytes..(c + 1) * row_bytes], x[r].each_ref().map(Row::view));
+                            let want = if fine { table.dot_fine(ty, w, x) } else { table.dot(ty, w, x[0]) };
+                            prop_assert_eq!(out[r * stride + c], want, "{} {} row {} column {}", ty, table.isa(), r, c);
+                        }
+                        prop_assert!(out[r * stride + count * PANEL..(r + 1) * stride].iter().all(|v| v.is_nan()), "written past the panels");
                     }
-                    prop_assert!(out[r * stride + count * PANEL..(r + 1) * stride].iter().all(|v| v.is_nan()), "written past the panels");
                 }
             }
         }
@@ -280,6 +312,16 @@ proptest! {
         let want = run(&portable);
         for table in &siblings {
             prop_assert_eq!(&run(table), &want, "{}", table.isa());
+        }
+        let fine = |table: &Kernels| {
+            let mut both: [Row; 2] = std::array::from_fn(|_| Row { qs: vec![99; x.len()], d: vec![f32::NAN; blocks], sums: vec![999; 2 * blocks] });
+            table.quantize_fine(&x, both.each_mut().map(|r| Q8RowMut { qs: &mut r.qs, d: &mut r.d, sums: &mut r.sums }));
+            both.map(|r| (r.qs, r.d, r.sums))
+        };
+        let [high, low] = fine(&portable);
+        prop_assert_eq!(&high, &want);
+        for table in &siblings {
+            prop_assert_eq!(fine(table), [high.clone(), low.clone()], "{}", table.isa());
         }
     }
 

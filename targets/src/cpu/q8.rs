@@ -19,6 +19,12 @@ pub struct Q8Row<'a> {
     pub sums: &'a [i16],
 }
 
+/// One row of activations in 16 bits, as two rows of 8, the high and the low one: `x[i] ≈ d[i / 32] · (256 · high.qs[i]
+/// + low.qs[i])`, `d` being the scales of the low row. Codes of the high row, with its scales, are those of 8 bits.
+///
+/// Codes of the low row are −127..=127 as well, so that kernels for bytes take both.
+pub type FineRow<'a> = [Q8Row<'a>; 2];
+
 /// A [`Q8Row`] to be written.
 pub struct Q8RowMut<'a> {
     /// As [`Q8Row::qs`].

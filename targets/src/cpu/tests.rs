@@ -258,6 +258,144 @@ fn an_expert_is_the_feed_forward_part_of_its_tokens() {
     }
 }
 
+/// Of each activation block the largest magnitude, for all its elements: `[x.len()]`.
+fn extents(x: &[f32]) -> Vec<f32> {
+    x.chunks(32).flat_map(|block| [block.iter().fold(0f32, |m, v| m.max(v.abs())); 32]).collect()
+}
+
+/// What activations of 8 bits can be off by in every product: half a step, 1/254 of the largest of their block.
+fn half_steps(x: &[f32], w: &[Vec<f64>]) -> Vec<f64> {
+    product(&extents(x), w).1.iter().map(|size| size / 254.0).collect()
+}
+
+/// Root of the mean of squares of how far `got` is from `want`.
+fn distance(got: &[f32], want: &[f64]) -> f64 {
+    let squares = got.iter().zip(want).map(|(&got, want)| (f64::from(got) - want).powi(2));
+    (squares.sum::<f64>() / want.len() as f64).sqrt()
+}
+
+#[test]
+fn fine_matrices_are_a_hundred_times_closer() {
+    let mut rng = Pcg64::seed_from_u64(20);
+    let (k, n) = (768, 83);
+    for ty in GgmlType::ALL.into_iter().filter(|ty| !ty.is_float()) {
+        // Two parts of the format and a float one, as a stack may have.
+        let parts = [(ty, 49), (GgmlType::F16, 3), (ty, 31)].map(|(ty, n)| tensor(ty, n, k, &random(&mut rng, n * k)));
+        let w: Vec<_> = parts.iter().flat_map(numbers).collect();
+        let (bias, scale) = (random(&mut rng, n), random(&mut rng, n));
+        let rows = 130;
+        // Sizes as a decoder's are: most small, some large.
+        let x: Vec<f32> = random(&mut rng, rows * k).iter().map(|v| v.powi(3) * 4.0).collect();
+        let old = random(&mut rng, rows * n);
+        let (want, half_steps) = (product(&x, &w).0, half_steps(&x, &w));
+        let want: Vec<f64> = want.iter().enumerate().map(|(i, y)| y + f64::from(bias[i % n])).collect();
+        let mut by_isa: Vec<(Isa, [Vec<f32>; 5])> = Vec::new();
+        for t in targets() {
+            let layer = Linear { weight: t.matrix_fine(&parts).unwrap(), bias: Some(bias.clone()) };
+            let afters = [After::Nothing, After::Gelu, After::QuickGelu, After::Add, After::ScaleAdd(&scale)];
+            for rows in [130, 17, 3, 2, 1] {
+                let xb = filled(&t, &x[..rows * k], k);
+                let all = afters.map(|after| {
+                    let mut out = filled(&t, &old[..rows * n], n);
+                    t.linear(&xb, &layer, after, &mut out).unwrap();
+                    out.values().to_vec()
+                });
+                for (i, want) in want[..rows * n].iter().enumerate() {
+                    let gelu = |y: f64| y * 0.5 * (1.0 + libm::erf(y / 2f64.sqrt()));
+                    let (old, scale) = (f64::from(old[i]), f64::from(scale[i % n]));
+                    let wants = [*want, gelu(*want), want / (1.0 + (-1.702 * want).exp()), old + want, old + scale * want];
+                    for (case, (all, want)) in all.iter().zip(wants).enumerate() {
+                        let off = (f64::from(all[i]) - want).abs();
+                        // Neither activation is steeper than 1.2; what follows is rounded as well.
+                        let bound = half_steps[i] / 100.0 * 1.2 + 3e-7 * (want.abs() + old.abs());
+                        assert!(off <= bound, "{ty} {} {rows} rows, case {case}, {i}: off by {off}, bound {bound}", t.name());
+                    }
+                }
+                // Whatever the batch and the number of threads.
+                match by_isa.iter().find(|(isa, _)| *isa == t.isa()) {
+                    None => by_isa.push((t.isa(), all)),
+                    Some((_, most)) => {
+                        for (all, most) in all.iter().zip(most) {
+                            assert!(all[..] == most[..rows * n], "{ty} {} {rows} rows", t.name());
+                        }
+                    }
+                }
+            }
+            let coarse = Linear { weight: t.matrix(&parts).unwrap(), bias: Some(bias.clone()) };
+            let mut out = t.buffer(rows, n).unwrap();
+            t.linear(&filled(&t, &x, k), &coarse, After::Nothing, &mut out).unwrap();
+            let fine = &by_isa.iter().find(|(isa, _)| *isa == t.isa()).unwrap().1[0];
+            let (coarse, fine) = (distance(out.values(), &want), distance(fine, &want));
+            assert!(coarse >= 100.0 * fine, "{ty} {}: off by {fine}, and {coarse} without", t.name());
+        }
+    }
+    // Float weights meet the activations as they are, in either case.
+    let w = tensor(GgmlType::F16, 40, 100, &random(&mut rng, 4000));
+    let x = random(&mut rng, 1900);
+    for t in targets() {
+        let run = |weight: Result<Matrix>| {
+            let mut out = t.buffer(19, 40).unwrap();
+            t.linear(&filled(&t, &x, 100), &Linear { weight: weight.unwrap(), bias: None }, After::Nothing, &mut out).unwrap();
+            out.values().to_vec()
+        };
+        assert_eq!(run(t.matrix_fine(std::slice::from_ref(&w))), run(t.matrix(std::slice::from_ref(&w))), "{}", t.name());
+    }
+}
+
+#[test]
+fn fine_feed_forward_parts_and_experts() {
+    let mut rng = Pcg64::seed_from_u64(21);
+    let (k, inner, rows) = (256, 512, 130);
+    for ty in [GgmlType::Q8_0, GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::Q5_K, GgmlType::Q4_0] {
+        let up = tensor(ty, 2 * inner, k, &random(&mut rng, 2 * inner * k));
+        let down = tensor(ty, k, inner, &random(&mut rng, inner * k));
+        let (x, old, bias) = (random(&mut rng, rows * k), random(&mut rng, rows * k), random(&mut rng, 2 * inner));
+        // In f64, the map between the layers rounded to f32 as it is in memory.
+        let hidden = product(&x, &numbers(&up)).0;
+        let hidden: Vec<f64> = hidden.iter().enumerate().map(|(i, h)| h + f64::from(bias[i % (2 * inner)])).collect();
+        let middle: Vec<f32> =
+            hidden.chunks(2 * inner).flat_map(|h| (0..inner).map(move |i| (h[i] / (1.0 + (-h[i]).exp()) * h[inner + i]) as f32)).collect();
+        let want = product(&middle, &numbers(&down)).0;
+        let mut by_isa: Vec<(Isa, Vec<f32>)> = Vec::new();
+        for t in targets() {
+            let mlp = |fine: bool| {
+                let matrix = |w: &Tensor| if fine { t.matrix_fine(std::slice::from_ref(w)) } else { t.matrix(std::slice::from_ref(w)) };
+                let up = Linear { weight: matrix(&up).unwrap(), bias: Some(bias.clone()) };
+                Mlp { up, act: Activation::SiluGate, down: Linear { weight: matrix(&down).unwrap(), bias: None } }
+            };
+            let run = |mlp: &Mlp<CpuTarget>, rows: usize, after| {
+                let mut out = filled(&t, &old[..rows * k], k);
+                t.mlp(&filled(&t, &x[..rows * k], k), mlp, after, &mut out).unwrap();
+                out.values().to_vec()
+            };
+            let fine = mlp(true);
+            let y = run(&fine, rows, After::Nothing);
+            let ratio = distance(&run(&mlp(false), rows, After::Nothing), &want) / distance(&y, &want);
+            assert!(ratio >= 100.0, "{ty} {}: {ratio} times closer", t.name());
+            for rows in [1, 2, 3, 17] {
+                assert!(run(&fine, rows, After::Nothing) == y[..rows * k], "{ty} {} {rows} rows", t.name());
+            }
+            for (got, (old, y)) in run(&fine, rows, After::Add).iter().zip(old.iter().zip(&y)) {
+                assert_eq!(*got, old + y, "{ty} {}", t.name());
+            }
+            // As an expert, for every third token, then for one.
+            let xb = filled(&t, &x, k);
+            for slots in [(0..rows as u32).step_by(3).map(|r| 2 * r + 1).collect(), vec![34u32]] {
+                let mut out = t.buffer(2 * rows, k).unwrap();
+                t.expert_mlp(&xb, &slots, 2, &fine, &mut out).unwrap();
+                for &slot in &slots {
+                    let (slot, row) = (slot as usize, slot as usize / 2);
+                    assert!(out.values()[slot * k..][..k] == y[row * k..][..k], "{ty} {} slot {slot}", t.name());
+                }
+            }
+            match by_isa.iter().find(|(isa, _)| *isa == t.isa()) {
+                None => by_isa.push((t.isa(), y)),
+                Some((_, other)) => assert!(*other == y, "{ty} {}: threads", t.name()),
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_recorded_is_the_sum_of_squares() {
     let mut rng = Pcg64::seed_from_u64(11);
@@ -270,12 +408,13 @@ fn what_is_recorded_is_the_sum_of_squares() {
     };
     let (up, down) = (stack(inner, k, &mut rng), stack(k, inner, &mut rng));
     let slots = [vec![0u32, 5, 6, 40], vec![], (7..40).collect()];
-    let mut first: Option<Vec<Recorded>> = None;
+    let mut first: [Option<Vec<Recorded>>; 2] = [None, None];
     for threads in [1, 2, 5] {
-        for f32_activations in [false, true] {
+        for (f32_activations, fine) in [(false, false), (true, false), (false, true)] {
             let options = CpuOptions { threads: Some(threads), record: true, f32_activations, isa: Some(Isa::Portable) };
             let t = CpuTarget::new(options).unwrap();
-            let layer = |w: Tensor| Linear { weight: t.matrix(&[w]).unwrap(), bias: None };
+            let matrix = |w: Tensor| if fine { t.matrix_fine(&[w]) } else { t.matrix(&[w]) };
+            let layer = |w: Tensor| Linear { weight: matrix(w).unwrap(), bias: None };
             let xb = filled(&t, &x, k);
             let mut out = t.buffer(rows, 40).unwrap();
             t.linear(&xb, &layer(plain.clone()), After::Nothing, &mut out).unwrap();
@@ -307,11 +446,15 @@ fn what_is_recorded_is_the_sum_of_squares() {
                 let (h, _) = product(&x[slot as usize / 2 * k..][..k], &w[..inner]);
                 want.iter_mut().zip(h).for_each(|(sum, h)| *sum += (h * 0.5 * (1.0 + libm::erf(h / 2f64.sqrt()))).powi(2));
             }
-            let tolerance = if f32_activations { 1e-5 } else { 0.05 };
+            let tolerance = match (f32_activations, fine) {
+                (true, _) => 1e-5,
+                (_, true) => 5e-4,
+                _ => 0.05,
+            };
             let largest = want.iter().fold(0f64, |m, &v| m.max(v));
             assert!(record[0].sums.iter().zip(&want).all(|(a, b)| (a - b).abs() <= tolerance * largest));
             if !f32_activations {
-                assert_eq!(first.get_or_insert_with(|| record.clone()), &record, "{threads} threads");
+                assert_eq!(first[usize::from(fine)].get_or_insert_with(|| record.clone()), &record, "{threads} threads");
             }
         }
     }
@@ -488,12 +631,13 @@ fn maps() {
 fn scratch_is_bounded_by_tiles() {
     let t = CpuTarget::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
     let rows = 5000;
-    let ones = |ty: GgmlType, n: usize, k: usize| Linear {
-        weight: t.matrix(&[Tensor::owned("t", ty, &[k, n], &vec![0; n * ty.row_bytes(k).unwrap()]).unwrap()]).unwrap(),
-        bias: None,
+    let matrix = |ty: GgmlType, n: usize, k: usize, fine: bool| {
+        let w = [Tensor::owned("t", ty, &[k, n], &vec![0; n * ty.row_bytes(k).unwrap()]).unwrap()];
+        if fine { t.matrix_fine(&w) } else { t.matrix(&w) }
     };
     // The hidden map of a 13B decoder, and inputs as wide as all encoders' features together.
-    for ty in [GgmlType::Q8_0, GgmlType::F16] {
+    for (ty, fine) in [(GgmlType::Q8_0, false), (GgmlType::F16, false), (GgmlType::Q8_0, true)] {
+        let ones = |ty, n, k| Linear { weight: matrix(ty, n, k, fine).unwrap(), bias: None };
         let mlp = Mlp { up: ones(ty, 2 * 13824, 32), act: Activation::SiluGate, down: ones(ty, 16, 13824) };
         t.mlp(&t.buffer(600, 32).unwrap(), &mlp, After::Nothing, &mut t.buffer(600, 16).unwrap()).unwrap();
         t.linear(&t.buffer(rows, 8704).unwrap(), &ones(ty, 16, 8704), After::Nothing, &mut t.buffer(rows, 16).unwrap()).unwrap();

@@ -6,12 +6,15 @@
 //! Quantised rows: the sum over an activation block of 32 is an integer times scales; block `b` is added to lane
 //! `b mod 8`, and the eight lanes are added one after another. Float rows: element `i` is added to lane `i mod 32`,
 //! and the lanes are added one after another.
+//!
+//! Activations in 16 bits come as two rows of 8, see [`FineRow`]. The products of both are added up as integers, so
+//! that all the rest is as it is for 8 bits.
 
 use half::{bf16, f16};
 use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
 
 use super::unpack::{Codes, half};
-use crate::cpu::q8::Q8Row;
+use crate::cpu::q8::{FineRow, Q8Row};
 
 /// Lanes that blocks are dealt to.
 pub const LANES: usize = 8;
@@ -50,49 +53,68 @@ fn float<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
 
 /// One function per quantised format.
 macro_rules! rows {
-    ($($name:ident: $block:ty),*) => {$(
+    ($($name:ident, $fine:ident: $block:ty;)*) => {$(
         /// A weight row with an activation row of equally many elements.
         pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
-            row::<$block, false>(w, x)
+            row::<$block, false, false>(w, [x, x])
+        }
+
+        /// The same with activations in 16 bits.
+        pub fn $fine(w: &[$block], x: FineRow<'_>) -> f32 {
+            row::<$block, false, true>(w, x)
         }
     )*};
 }
-rows!(
-    q4_0: BlockQ4_0, q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q8_0: BlockQ8_0,
-    q2_k: BlockQ2_K, q3_k: BlockQ3_K, q4_k: BlockQ4_K, q5_k: BlockQ5_K, q6_k: BlockQ6_K
-);
+rows! {
+    q4_0, fine_q4_0: BlockQ4_0;
+    q4_1, fine_q4_1: BlockQ4_1;
+    q5_0, fine_q5_0: BlockQ5_0;
+    q5_1, fine_q5_1: BlockQ5_1;
+    q8_0, fine_q8_0: BlockQ8_0;
+    q2_k, fine_q2_k: BlockQ2_K;
+    q3_k, fine_q3_k: BlockQ3_K;
+    q4_k, fine_q4_k: BlockQ4_K;
+    q5_k, fine_q5_k: BlockQ5_K;
+    q6_k, fine_q6_k: BlockQ6_K;
+}
 
 /// The row's sum; inlined into functions compiled for wider vectors, which is what its loops are shaped for.
 ///
-/// `FUSED`: whether products and sums are rounded together, as siblings do on processors that offer it.
+/// `FUSED`: whether products and sums are rounded together, as siblings do on processors that offer it. `FINE`: whether
+/// the activations are in 16 bits; otherwise only the first row of `x` counts, and the second is the same.
 #[inline(always)]
-pub(in crate::cpu) fn row<B: Codes, const FUSED: bool>(w: &[B], x: Q8Row<'_>) -> f32 {
+pub(in crate::cpu) fn row<B: Codes, const FUSED: bool, const FINE: bool>(w: &[B], x: FineRow<'_>) -> f32 {
     let mut lanes = [0f32; LANES];
-    rest::<B, FUSED>(w, x, 0, &mut lanes);
+    rest::<B, FUSED, FINE>(w, x, 0, &mut lanes);
     sum(&lanes)
 }
 
 /// Adds blocks `first..` of a row to the lanes.
 #[inline(always)]
-pub(in crate::cpu) fn rest<B: Codes, const FUSED: bool>(w: &[B], x: Q8Row<'_>, first: usize, lanes: &mut [f32; LANES]) {
-    let (qs, sums) = (x.qs.as_chunks::<32>().0, x.sums.as_chunks::<2>().0);
+pub(in crate::cpu) fn rest<B: Codes, const FUSED: bool, const FINE: bool>(w: &[B], x: FineRow<'_>, first: usize, lanes: &mut [f32; LANES]) {
+    let (qs, sums) = (x.map(|x| x.qs.as_chunks::<32>().0), x.map(|x| x.sums.as_chunks::<2>().0));
     let (mut q, mut s, mut m) = ([0u8; 256], [0f32; 16], [0f32; 16]);
     let per_block = B::LEN / 32;
     for (i, block) in w.iter().enumerate().skip(first) {
         block.unpack(&mut q[..B::LEN], &mut s, &mut m);
         for j in 0..per_block {
             let b = i * per_block + j;
-            let (codes, x_codes, x_sums) = (&q[32 * j..32 * j + 32], &qs[b], sums[b].map(i32::from));
+            let (codes, x_codes, x_low) = (&q[32 * j..32 * j + 32], &qs[0][b], &qs[1][b]);
+            let mut x_sums = sums[0][b].map(i32::from);
+            if FINE {
+                x_sums = std::array::from_fn(|h| 256 * x_sums[h] + i32::from(sums[1][b][h]));
+            }
             let mut halves = [0i32; 2];
             for h in 0..2 {
                 for k in 16 * h..16 * h + 16 {
-                    halves[h] += i32::from(codes[k]) * i32::from(x_codes[k]);
+                    let x = i32::from(x_codes[k]);
+                    halves[h] += i32::from(codes[k]) * if FINE { 256 * x + i32::from(x_low[k]) } else { x };
                 }
                 halves[h] -= B::OFFSET * x_sums[h];
             }
             let group = j * 32 / B::GROUP;
             let sum = block_sum::<B, FUSED>(halves, x_sums, &s[group..], &m[group..]);
-            lanes[b % LANES] = mul_add::<FUSED>(sum, x.d[b], lanes[b % LANES]);
+            lanes[b % LANES] = mul_add::<FUSED>(sum, x[1].d[b], lanes[b % LANES]);
         }
     }
 }
@@ -155,5 +177,10 @@ mod tests {
         let sums = [25i16, 12];
         let x = Q8Row { qs: &qs, d: &[2.0], sums: &sums };
         assert_eq!(q4_0(&[w], x), 0.5 * 2.0 * (7.0 * 10.0 + 8.0 * 3.0));
+        // In 16 bits: 10 · 256 + 5 at the first place, −3 · 256 − 9 at the second; the second row's scale counts.
+        let mut low = [77i8; 32];
+        (low[3], low[21]) = (5, -9);
+        let second = Q8Row { qs: &low, d: &[0.25], sums: &[5 + 15 * 77, -9 + 15 * 77] };
+        assert_eq!(fine_q4_0(&[w], [x, second]), 0.5 * 0.25 * (7.0 * 2565.0 + 8.0 * 777.0));
     }
 }

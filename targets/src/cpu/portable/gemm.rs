@@ -67,10 +67,12 @@ pub struct Panels<'a> {
     pub kind: Kind,
 }
 
-/// Activation rows in 8 bits, blocks in the order of [`place`].
+/// Activation rows in 8 or 16 bits, blocks in the order of [`place`].
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
-    /// `[rows, 32 · blocks]`.
+    /// Whether the activations are in 16 bits, see [`FineRow`](crate::cpu::q8::FineRow).
+    pub fine: bool,
+    /// `[rows, blocks, 32]`, or, in 16 bits, `[rows, blocks, 2, 32]`: a block's high codes, then its low ones.
     pub qs: &'a [i8],
     /// `[rows, blocks]`.
     pub d: &'a [f32],
@@ -141,9 +143,9 @@ pub(in crate::cpu) fn pack_with<B: Codes>(
 /// `out[row][column] = x[row] · w[column]`, `out` being `x.rows` rows, `stride` apart, of 16 columns per panel.
 pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
     let (n, groups) = (w.blocks, w.kind.groups());
-    let width = 32 / groups;
+    let (width, terms) = (32 / groups, if x.fine { 2 } else { 1 });
     for row in 0..x.rows {
-        let (qs, d) = (&x.qs[row * 32 * n..][..32 * n], &x.d[row * n..][..n]);
+        let (qs, d) = (&x.qs[row * 32 * terms * n..][..32 * terms * n], &x.d[row * n..][..n]);
         let aux = &x.aux[row * n * groups..][..n * groups];
         for panel in 0..w.count {
             let codes = w.codes[panel * n * PANEL_BLOCK..][..n * PANEL_BLOCK].as_chunks::<PANEL_BLOCK>().0;
@@ -154,16 +156,21 @@ pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
                 for b in lane(l, n, LANES) {
                     let mut block = [0f32; PANEL];
                     for g in 0..groups {
-                        let start = if w.kind.min { 0 } else { aux[b * groups + g] };
-                        let mut dots = [start; PANEL];
-                        let x = qs[32 * b + width * g..][..width].as_chunks::<4>().0;
+                        let mut dots = [0i32; PANEL];
                         let columns = codes[b][width * g * PANEL..][..width * PANEL].as_chunks::<{ 4 * PANEL }>().0;
-                        for (x, column) in x.iter().zip(columns) {
-                            for (dot, w) in dots.iter_mut().zip(column.as_chunks::<4>().0) {
-                                for i in 0..4 {
-                                    *dot += i32::from(w[i]) * i32::from(x[i]);
+                        for term in 0..terms {
+                            dots = dots.map(|dot| dot << 8);
+                            let x = qs[32 * (terms * b + term) + width * g..][..width].as_chunks::<4>().0;
+                            for (x, column) in x.iter().zip(columns) {
+                                for (dot, w) in dots.iter_mut().zip(column.as_chunks::<4>().0) {
+                                    for i in 0..4 {
+                                        *dot += i32::from(w[i]) * i32::from(x[i]);
+                                    }
                                 }
                             }
+                        }
+                        if !w.kind.min {
+                            dots = dots.map(|dot| dot + aux[b * groups + g]);
                         }
                         for r in 0..PANEL {
                             block[r] += dots[r] as f32 * s[b * groups + g][r];

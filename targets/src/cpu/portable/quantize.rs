@@ -28,6 +28,27 @@ pub fn q8(x: &[f32], out: Q8RowMut<'_>) {
     }
 }
 
+/// The low row of [`FineRow`](crate::cpu::q8::FineRow), from the codes and scales that [`q8`] made of `x`: what they leave
+/// over, in 256ths of their step, ties to even. Where that would be ±128, half a step, it is ±127.
+///
+/// Plain products and sums, so that it is the same on every instruction set.
+pub fn low(x: &[f32], qs: &[i8], d: &[f32], out: Q8RowMut<'_>) {
+    /// Adding and taking off this number rounds what is far smaller to a whole number, ties to even.
+    const WHOLE: f32 = 12_582_912.0;
+    let (blocks, qs) = (x.as_chunks::<32>().0.iter().zip(qs.as_chunks::<32>().0), out.qs.as_chunks_mut::<32>().0);
+    for (((((x, high), &d), q), out_d), sums) in blocks.zip(d).zip(qs).zip(out.d).zip(out.sums.as_chunks_mut::<2>().0) {
+        *out_d = d / 256.0;
+        let inverse = if d > 0.0 { 256.0 / d } else { 0.0 };
+        for ((q, x), &high) in q.iter_mut().zip(x).zip(high) {
+            let left = (x - d * f32::from(high)) * inverse;
+            *q = (left.clamp(-127.0, 127.0) + WHOLE - WHOLE) as i8;
+        }
+        for (sum, half) in sums.iter_mut().zip(q.as_chunks::<16>().0) {
+            *sum = half.iter().map(|&v| i16::from(v)).sum();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +72,31 @@ mod tests {
             assert!((v - d[i / 32] * f32::from(qs[i])).abs() <= d[i / 32] * 0.5001, "{i}");
         }
         assert_eq!(sums[1], qs[16..32].iter().map(|&q| i16::from(q)).sum::<i16>());
+    }
+
+    #[test]
+    fn low_codes_take_what_high_ones_leave_over() {
+        let mut x: Vec<f32> = (0..128).map(|i| ((i * 37 % 96) as f32 - 47.3) * 0.11 * if i < 32 { 1e-4 } else { 1.0 }).collect();
+        x[96..].fill(1e-38);
+        x[64] = 127.0; // a step of 1
+        (x[65], x[66], x[67]) = (0.5, 3.0 + 1.0 / 256.0, -1.25);
+        let (qs, d, _) = quantized(&x);
+        let (mut low_qs, mut low_d, mut sums) = (vec![99; 128], vec![9.0; 4], vec![99; 8]);
+        low(&x, &qs, &d, Q8RowMut { qs: &mut low_qs, d: &mut low_d, sums: &mut sums });
+        for (i, &v) in x.iter().enumerate() {
+            let code = 256.0 * f64::from(qs[i]) + f64::from(low_qs[i]);
+            let off = (f64::from(v) - f64::from(low_d[i / 32]) * code).abs();
+            // Half a step, or a whole one where a code would be 128.
+            let steps = if low_qs[i].unsigned_abs() == 127 { 1.01 } else { 0.51 };
+            assert!(off <= f64::from(low_d[i / 32]) * steps + 2e-38, "{i}: {v} is off by {off}");
+        }
+        assert_eq!((low_d[2], low_qs[65], low_qs[66], low_qs[67]), (1.0 / 256.0, 127, 1, -64));
+        assert_eq!((&low_qs[96..], low_d[3]), ([0; 32].as_slice(), 0.0));
+        assert_eq!(sums[3], low_qs[48..64].iter().map(|&q| i16::from(q)).sum::<i16>());
+        // A fault shows in the scale.
+        let faults = [f32::NAN; 32];
+        low(&faults, &[0; 32], &[f32::NAN], Q8RowMut { qs: &mut low_qs[..32], d: &mut low_d[..1], sums: &mut sums[..2] });
+        assert!(low_d[0].is_nan());
     }
 
     #[test]

@@ -8,20 +8,65 @@ use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
 
 use crate::cpu::portable::dot::{LANES, rest, row, sum};
 use crate::cpu::portable::unpack::{half, q3_k_scales};
-use crate::cpu::q8::Q8Row;
+use crate::cpu::q8::{FineRow, Q8Row};
 
 /// How far ahead of the row being read memory is asked for, in bytes.
 const AHEAD: usize = 4096;
 
 /// The portable kernel, compiled for `$features`.
 macro_rules! wide {
-    ($features:literal: $($name:ident: $block:ty),*) => {$(
+    ($features:literal: $($name:ident, $fine:ident: $block:ty;)*) => {$(
         /// See [`crate::cpu::portable::dot`].
         #[target_feature(enable = $features)]
         pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
-            row::<$block, true>(w, x)
+            row::<$block, true, false>(w, [x, x])
+        }
+
+        /// See [`crate::cpu::portable::dot`].
+        #[target_feature(enable = $features)]
+        pub fn $fine(w: &[$block], x: FineRow<'_>) -> f32 {
+            row::<$block, true, true>(w, x)
         }
     )*};
+}
+
+/// A format's products with activations in 8 and in 16 bits, from one function over both.
+macro_rules! coarse_and_fine {
+    ($features:literal: $($name:ident, $fine:ident: $rows:ident, $block:ty;)*) => {$(
+        /// See [`crate::cpu::portable::dot`].
+        #[target_feature(enable = $features)]
+        pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
+            $rows::<false>(w, [x, x])
+        }
+
+        /// See [`crate::cpu::portable::dot`].
+        #[target_feature(enable = $features)]
+        pub fn $fine(w: &[$block], x: FineRow<'_>) -> f32 {
+            $rows::<true>(w, x)
+        }
+    )*};
+}
+
+/// Activations in pieces of eight blocks, codes and sums twice as in [`FineRow`].
+#[derive(Clone, Copy)]
+struct Pieces<'a> {
+    qs: [&'a [[i8; 256]]; 2],
+    d: &'a [[f32; 8]],
+    sums: [&'a [[i16; 16]]; 2],
+}
+
+impl<'a> Pieces<'a> {
+    /// The first `n` pieces.
+    #[inline(always)]
+    fn of(x: FineRow<'a>, n: usize) -> Pieces<'a> {
+        Pieces { qs: x.map(|x| &x.qs.as_chunks().0[..n]), d: &x[1].d.as_chunks().0[..n], sums: x.map(|x| &x.sums.as_chunks().0[..n]) }
+    }
+
+    /// Codes, scales and sums of piece `i`.
+    #[inline(always)]
+    fn at(&self, i: usize) -> ([&'a [i8; 256]; 2], &'a [f32; 8], [&'a [i16; 16]; 2]) {
+        ([&self.qs[0][i], &self.qs[1][i]], &self.d[i], [&self.sums[0][i], &self.sums[1][i]])
+    }
 }
 
 /// Float rows: 32 lanes in registers, whatever is left over lane by lane.
@@ -68,7 +113,9 @@ pub mod avx2 {
 
     use super::*;
 
-    wide!("avx2,fma,f16c": q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q2_k: BlockQ2_K, q3_k: BlockQ3_K, q5_k: BlockQ5_K);
+    wide!("avx2,fma,f16c":
+        q4_1, fine_q4_1: BlockQ4_1; q5_0, fine_q5_0: BlockQ5_0; q5_1, fine_q5_1: BlockQ5_1; q2_k, fine_q2_k: BlockQ2_K; q3_k, fine_q3_k: BlockQ3_K; q5_k, fine_q5_k: BlockQ5_K;
+    );
 
     floats!("avx2,fma,f16c", avx2:
         f32: f32, load, |w: f32| w;
@@ -116,12 +163,42 @@ pub mod avx2 {
         out
     }
 
-    /// Sums of the activations of eight blocks, from `sums[16]` of sixteen columns.
+    /// Sums of the activations of eight blocks, from `x[16]` of sixteen columns.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn block_sums(x: &[i16; 16]) -> __m256i {
+    fn block_sums<const FINE: bool>(x: [&[i16; 16]; 2]) -> __m256i {
         // SAFETY: the array holds the 32 bytes read here.
-        _mm256_madd_epi16(unsafe { load32(x) }, _mm256_set1_epi16(1))
+        let sums = |x: &[i16; 16]| _mm256_madd_epi16(unsafe { load32(x) }, _mm256_set1_epi16(1));
+        if FINE { _mm256_add_epi32(_mm256_slli_epi32::<8>(sums(x[0])), sums(x[1])) } else { sums(x[0]) }
+    }
+
+    /// Sums of the activations of 16 half blocks: even ones, then odd ones.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn half_sums<const FINE: bool>(x: [&[i16; 16]; 2]) -> (__m256i, __m256i) {
+        let sums = |x: &[i16; 16]| {
+            // SAFETY: the array holds the 32 bytes read here.
+            let x = unsafe { load32(x) };
+            (_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)), _mm256_srai_epi32::<16>(x))
+        };
+        let (even, odd) = sums(x[0]);
+        if !FINE {
+            return (even, odd);
+        }
+        let (low_even, low_odd) = sums(x[1]);
+        (_mm256_add_epi32(_mm256_slli_epi32::<8>(even), low_even), _mm256_add_epi32(_mm256_slli_epi32::<8>(odd), low_odd))
+    }
+
+    /// Products of 32 codes up to 63 with the activations from `at` on, added up by fours.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn products<const FINE: bool>(q: __m256i, x: [&[i8; 256]; 2], at: usize) -> __m256i {
+        let products = |x: &[i8; 256]| {
+            let x = &x[at..at + 32];
+            // SAFETY: the slice holds the 32 bytes read here.
+            _mm256_madd_epi16(_mm256_maddubs_epi16(q, unsafe { load32(x) }), _mm256_set1_epi16(1))
+        };
+        if FINE { _mm256_add_epi32(_mm256_slli_epi32::<8>(products(x[0])), products(x[1])) } else { products(x[0]) }
     }
 
     #[inline]
@@ -131,54 +208,72 @@ pub mod avx2 {
         unsafe { _mm256_loadu_ps(x.as_ptr()) }
     }
 
+    coarse_and_fine! {
+        "avx2,fma,f16c":
+        q8_0, fine_q8_0: q8_0_rows, BlockQ8_0;
+        q4_0, fine_q4_0: q4_0_rows, BlockQ4_0;
+        q4_k, fine_q4_k: q4_k_rows, BlockQ4_K;
+        q6_k, fine_q6_k: q6_k_rows, BlockQ6_K;
+    }
+
     /// Σ over blocks of `w.d · x.d · Σ w.q · x.q`.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn q8_0(w: &[BlockQ8_0], x: Q8Row<'_>) -> f32 {
+    fn q8_0_rows<const FINE: bool>(w: &[BlockQ8_0], x: FineRow<'_>) -> f32 {
         let ones = _mm256_set1_epi16(1);
         let mut acc = _mm256_setzero_ps();
         let (chunks, _) = w.as_chunks::<8>();
+        let pieces = Pieces::of(x, chunks.len());
         for (i, w) in chunks.iter().enumerate() {
             prefetch(w, 5);
-            let (qs, d) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i]);
+            let (qs, d, _) = pieces.at(i);
             let mut dots = [_mm256_setzero_si256(); 8];
             for b in 0..8 {
-                // SAFETY: a block has 32 codes, and `qs` 32 for each of eight blocks.
-                let (q, x) = unsafe { (load32(&w[b].qs), load32(&qs[32 * b..])) };
-                // |q| is at most 128 and x at most 127, so two products add up in 16 bits.
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-                dots[b] = _mm256_madd_epi16(pairs, ones);
+                // SAFETY: a block has 32 codes.
+                let q = unsafe { load32(&w[b].qs) };
+                let products = |x: &[i8; 256]| {
+                    // SAFETY: `x` has 32 codes for each of eight blocks.
+                    let x = unsafe { load32(&x[32 * b..]) };
+                    // |q| is at most 128 and |x| at most 127, so two products add up in 16 bits.
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)), ones)
+                };
+                dots[b] = products(qs[0]);
+                if FINE {
+                    dots[b] = _mm256_add_epi32(_mm256_slli_epi32::<8>(dots[b]), products(qs[1]));
+                }
             }
             let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), scales(w.each_ref().map(|w| w.d)));
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         let mut lanes = lanes(acc);
-        rest::<BlockQ8_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
         sum(&lanes)
     }
 
     /// Σ over blocks of `w.d · x.d · Σ (w.q − 8) · x.q`.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn q4_0(w: &[BlockQ4_0], x: Q8Row<'_>) -> f32 {
-        let ones = _mm256_set1_epi16(1);
+    fn q4_0_rows<const FINE: bool>(w: &[BlockQ4_0], x: FineRow<'_>) -> f32 {
         let mut acc = _mm256_setzero_ps();
         let (chunks, _) = w.as_chunks::<8>();
+        let pieces = Pieces::of(x, chunks.len());
         for (i, w) in chunks.iter().enumerate() {
             prefetch(w, 3);
-            let (qs, d, x_sums) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i], &x.sums.as_chunks::<16>().0[i]);
+            let (qs, d, x_sums) = pieces.at(i);
             let mut dots = [_mm256_setzero_si256(); 8];
             for b in 0..8 {
-                // SAFETY: a block has 16 bytes of codes, and `qs` 32 for each of eight blocks.
-                let (q, x) = unsafe { (_mm_loadu_si128(w[b].qs.as_ptr().cast()), load32(&qs[32 * b..])) };
+                // SAFETY: a block has 16 bytes of codes.
+                let q = unsafe { _mm_loadu_si128(w[b].qs.as_ptr().cast()) };
                 let q = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(q), _mm_srli_epi16::<4>(q));
                 let q = _mm256_and_si256(q, _mm256_set1_epi8(15));
-                dots[b] = _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), ones);
+                dots[b] = products::<FINE>(q, qs, 32 * b);
             }
-            let dots = _mm256_sub_epi32(sums(dots), _mm256_slli_epi32::<3>(block_sums(x_sums)));
+            let dots = _mm256_sub_epi32(sums(dots), _mm256_slli_epi32::<3>(block_sums::<FINE>(x_sums)));
             let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         let mut lanes = lanes(acc);
-        rest::<BlockQ4_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        rest::<BlockQ4_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
         sum(&lanes)
     }
 
@@ -203,39 +298,43 @@ pub mod avx2 {
     }
 
     /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn q4_k(w: &[BlockQ4_K], x: Q8Row<'_>) -> f32 {
-        let (ones, low) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+    fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
+        let low = _mm256_set1_epi8(15);
         let mut acc = _mm256_setzero_ps();
+        let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             prefetch(w, 3);
-            let (qs, d, x_sums) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i], &x.sums.as_chunks::<16>().0[i]);
+            let (qs, d, x_sums) = pieces.at(i);
             let mut dots = [_mm256_setzero_si256(); 8];
             for p in 0..4 {
-                // SAFETY: a block has four times 32 bytes of codes, and `qs` eight times 32.
-                let (q, x0, x1) = unsafe { (load32(&w.qs[32 * p..]), load32(&qs[64 * p..]), load32(&qs[64 * p + 32..])) };
+                // SAFETY: a block has four times 32 bytes of codes.
+                let q = unsafe { load32(&w.qs[32 * p..]) };
                 let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
-                dots[2 * p] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(q, low), x0), ones);
-                dots[2 * p + 1] = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x1), ones);
+                dots[2 * p] = products::<FINE>(_mm256_and_si256(q, low), qs, 64 * p);
+                dots[2 * p + 1] = products::<FINE>(high, qs, 64 * p + 32);
             }
             let (s, m) = k_scales(&w.scales);
             let s = _mm256_mul_ps(wide(w.d), s);
             let m = _mm256_mul_ps(wide(w.dmin), m);
             let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), s);
-            let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums(x_sums)), block);
+            let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums::<FINE>(x_sums)), block);
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         sum(&lanes(acc))
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn q6_k(w: &[BlockQ6_K], x: Q8Row<'_>) -> f32 {
-        let (ones, low, two) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    fn q6_k_rows<const FINE: bool>(w: &[BlockQ6_K], x: FineRow<'_>) -> f32 {
+        let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
         let mut acc = _mm256_setzero_ps();
+        let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             prefetch(w, 4);
-            let (qs, d, x_sums) = (&x.qs[256 * i..256 * i + 256], &x.d.as_chunks::<8>().0[i], &x.sums.as_chunks::<16>().0[i]);
+            let (qs, d, x_sums) = pieces.at(i);
             // Each vector: four partial sums of an even sub-block, four of an odd one.
             let mut dots = [_mm256_setzero_si256(); 8];
             for h in 0..2 {
@@ -248,9 +347,7 @@ pub mod avx2 {
                     _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(b), low), _mm256_and_si256(_mm256_srli_epi16::<2>(top), two)),
                 ];
                 for (j, q) in q.into_iter().enumerate() {
-                    // SAFETY: `qs` has 32 bytes for each of eight blocks.
-                    let x = unsafe { load32(&qs[128 * h + 32 * j..]) };
-                    dots[4 * h + j] = _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), ones);
+                    dots[4 * h + j] = products::<FINE>(q, qs, 128 * h + 32 * j);
                 }
             }
             // Per half of the vectors: sums of blocks 0..4 and 4..8; low halves belong to even sub-blocks.
@@ -258,10 +355,7 @@ pub mod avx2 {
             let second = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[4], dots[5]), _mm256_hadd_epi32(dots[6], dots[7]));
             let even = _mm256_permute2x128_si256::<0x20>(first, second);
             let odd = _mm256_permute2x128_si256::<0x31>(first, second);
-            // SAFETY: the array holds the 32 bytes read here.
-            let x_sums = unsafe { load32(x_sums) };
-            let x_even = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x_sums));
-            let x_odd = _mm256_srai_epi32::<16>(x_sums);
+            let (x_even, x_odd) = half_sums::<FINE>(x_sums);
             let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
             let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
             // SAFETY: a block has 16 scales.
@@ -291,7 +385,8 @@ pub mod avx512 {
     use super::*;
 
     wide!("avx512f,avx512bw,avx512vl,avx512dq":
-        q4_1: BlockQ4_1, q5_0: BlockQ5_0, q5_1: BlockQ5_1, q2_k: BlockQ2_K, q3_k: BlockQ3_K, q5_k: BlockQ5_K);
+        q4_1, fine_q4_1: BlockQ4_1; q5_0, fine_q5_0: BlockQ5_0; q5_1, fine_q5_1: BlockQ5_1; q2_k, fine_q2_k: BlockQ2_K; q3_k, fine_q3_k: BlockQ3_K; q5_k, fine_q5_k: BlockQ5_K;
+    );
 
     floats!("avx512f,avx512bw,avx512vl,avx512dq", avx512:
         f32: f32, load, |w: f32| w;
@@ -304,7 +399,7 @@ pub mod avx512 {
 pub mod vnni {
     use std::arch::x86_64::*;
 
-    use super::avx2::{k_scales, prefetch, wide};
+    use super::avx2::{half_sums, k_scales, prefetch, wide};
     use super::*;
 
     #[inline]
@@ -391,8 +486,17 @@ pub mod vnni {
     /// Sums of the activations of eight blocks, from those of sixteen halves.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn block_sums(x: &[i16; 16]) -> __m256i {
-        _mm256_madd_epi16(load32(x), _mm256_set1_epi16(1))
+    fn block_sums<const FINE: bool>(x: [&[i16; 16]; 2]) -> __m256i {
+        let sums = |x: &[i16; 16]| _mm256_madd_epi16(load32(x), _mm256_set1_epi16(1));
+        if FINE { _mm256_add_epi32(_mm256_slli_epi32::<8>(sums(x[0])), sums(x[1])) } else { sums(x[0]) }
+    }
+
+    /// Products of 64 codes with the activations from `at` on, added up by fours.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn products<const FINE: bool>(q: __m512i, x: [&[i8; 256]; 2], at: usize) -> __m512i {
+        let dots = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, load64(&x[0][at..]));
+        if FINE { _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(dots), q, load64(&x[1][at..])) } else { dots }
     }
 
     /// Shifts by 0 in the low and by 4 in the high half.
@@ -403,26 +507,42 @@ pub mod vnni {
         _mm512_and_si512(_mm512_srlv_epi64(q, shift), _mm512_set1_epi8(15))
     }
 
+    coarse_and_fine! {
+        "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni":
+        q4_0, fine_q4_0: q4_0_rows, BlockQ4_0;
+        q4_1, fine_q4_1: q4_1_rows, BlockQ4_1;
+        q5_0, fine_q5_0: q5_0_rows, BlockQ5_0;
+        q5_1, fine_q5_1: q5_1_rows, BlockQ5_1;
+        q8_0, fine_q8_0: q8_0_rows, BlockQ8_0;
+        q2_k, fine_q2_k: q2_k_rows, BlockQ2_K;
+        q3_k, fine_q3_k: q3_k_rows, BlockQ3_K;
+        q4_k, fine_q4_k: q4_k_rows, BlockQ4_K;
+        q5_k, fine_q5_k: q5_k_rows, BlockQ5_K;
+        q6_k, fine_q6_k: q6_k_rows, BlockQ6_K;
+    }
+
     /// Σ over blocks of `w.d · x.d · Σ w.q · x.q`.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q8_0(w: &[BlockQ8_0], x: Q8Row<'_>) -> f32 {
+    fn q8_0_rows<const FINE: bool>(w: &[BlockQ8_0], x: FineRow<'_>) -> f32 {
         let mut acc = _mm256_setzero_ps();
         let (chunks, _) = w.as_chunks::<8>();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-        for (((w, qs), d), x_sums) in chunks.iter().zip(qs).zip(d).zip(x_sums) {
+        let pieces = Pieces::of(x, chunks.len());
+        for (i, w) in chunks.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
             prefetch(w, 5);
             let mut dots = [_mm512_setzero_si512(); 4];
             for p in 0..4 {
                 let q = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load32(&w[2 * p].qs)), load32(&w[2 * p + 1].qs));
                 let q = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
-                dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
+                dots[p] = products::<FINE>(q, qs, 64 * p);
             }
-            let dots = _mm256_sub_epi32(eights(dots), _mm256_slli_epi32::<7>(block_sums(x_sums)));
+            let dots = _mm256_sub_epi32(eights(dots), _mm256_slli_epi32::<7>(block_sums::<FINE>(x_sums)));
             let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         let mut lanes = lanes(acc);
-        rest::<BlockQ8_0, true>(w, x, chunks.len() * 8, &mut lanes);
+        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
         sum(&lanes)
     }
 
@@ -446,52 +566,55 @@ pub mod vnni {
     /// The formats with blocks of 32: `$codes` makes the codes of a pair of blocks, `$offset` is what is taken off
     /// them, and `$min` says whether blocks have a minimum `m`.
     macro_rules! short_blocks {
-        ($($name:ident: $block:ty, lines $lines:literal, |$even:ident, $odd:ident| $codes:expr, offset $offset:literal $(, min $m:ident)?;)*) => {$(
-            /// See [`crate::cpu::portable::dot`].
+        ($($rows:ident: $block:ty, lines $lines:literal, |$even:ident, $odd:ident| $codes:expr, offset $offset:literal $(, min $m:ident)?;)*) => {$(
+            #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-            pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
+            fn $rows<const FINE: bool>(w: &[$block], x: FineRow<'_>) -> f32 {
                 let mut acc = _mm256_setzero_ps();
                 let (chunks, _) = w.as_chunks::<8>();
-                let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-                for (((w, qs), d), x_sums) in chunks.iter().zip(qs).zip(d).zip(x_sums) {
+                let pieces = Pieces::of(x, chunks.len());
+                for (i, w) in chunks.iter().enumerate() {
+                    let (qs, d, x_sums) = pieces.at(i);
                     prefetch(w, $lines);
                     let mut dots = [_mm512_setzero_si512(); 4];
                     for p in 0..4 {
                         let ($even, $odd) = (&w[2 * p], &w[2 * p + 1]);
-                        dots[p] = _mm512_dpbusd_epi32(dots[p], $codes, load64(&qs[64 * p..]));
+                        dots[p] = products::<FINE>($codes, qs, 64 * p);
                     }
-                    let x_sums = block_sums(x_sums);
+                    let x_sums = block_sums::<FINE>(x_sums);
                     let dots = _mm256_sub_epi32(eights(dots), _mm256_mullo_epi32(x_sums, _mm256_set1_epi32($offset)));
                     let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
                     $(let block = _mm256_fmadd_ps(scales(w.each_ref().map(|w| w.$m)), _mm256_cvtepi32_ps(x_sums), block);)?
                     acc = _mm256_fmadd_ps(block, float8(d), acc);
                 }
                 let mut lanes = lanes(acc);
-                rest::<$block, true>(w, x, chunks.len() * 8, &mut lanes);
+                rest::<$block, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
                 sum(&lanes)
             }
         )*};
     }
     short_blocks! {
-        q4_0: BlockQ4_0, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 8;
-        q4_1: BlockQ4_1, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 0, min m;
-        q5_0: BlockQ5_0, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 16;
-        q5_1: BlockQ5_1, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 0, min m;
+        q4_0_rows: BlockQ4_0, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 8;
+        q4_1_rows: BlockQ4_1, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 0, min m;
+        q5_0_rows: BlockQ5_0, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 16;
+        q5_1_rows: BlockQ5_1, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 0, min m;
     }
 
     /// Σ over sub-blocks of 16 of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q2_k(w: &[BlockQ2_K], x: Q8Row<'_>) -> f32 {
+    fn q2_k_rows<const FINE: bool>(w: &[BlockQ2_K], x: FineRow<'_>) -> f32 {
         let mut acc = _mm256_setzero_ps();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+        let pieces = Pieces::of(x, w.len());
+        for (i, w) in w.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
             prefetch(w, 2);
             let mut dots = [_mm512_setzero_si512(); 4];
             for z in 0..4 {
-                dots[z] = _mm512_dpbusd_epi32(dots[z], two_bits(&w.qs, z), load64(&qs[64 * z..]));
+                dots[z] = products::<FINE>(two_bits(&w.qs, z), qs, 64 * z);
             }
             let (even, odd) = sixteens(dots);
-            let (x_even, x_odd) = half_sums(x_sums);
+            let (x_even, x_odd) = half_sums::<FINE>(x_sums);
             let both = load16(&w.scales);
             let low = _mm_set1_epi8(15);
             let s = sixteen_scales(w.d, _mm_and_si128(both, low));
@@ -506,11 +629,13 @@ pub mod vnni {
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 4) · x.q`.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q3_k(w: &[BlockQ3_K], x: Q8Row<'_>) -> f32 {
+    fn q3_k_rows<const FINE: bool>(w: &[BlockQ3_K], x: FineRow<'_>) -> f32 {
         let mut acc = _mm256_setzero_ps();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+        let pieces = Pieces::of(x, w.len());
+        for (i, w) in w.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
             prefetch(w, 2);
             let top = _mm512_broadcast_i64x4(load32(&w.hmask));
             let mut dots = [_mm512_setzero_si512(); 4];
@@ -518,10 +643,10 @@ pub mod vnni {
                 let shift = _mm512_add_epi64(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), _mm512_set1_epi64(2 * z as i64));
                 let bit = _mm512_and_si512(_mm512_srlv_epi64(top, shift), _mm512_set1_epi8(1));
                 let q = _mm512_or_si512(two_bits(&w.qs, z), _mm512_slli_epi16::<2>(bit));
-                dots[z] = _mm512_dpbusd_epi32(dots[z], q, load64(&qs[64 * z..]));
+                dots[z] = products::<FINE>(q, qs, 64 * z);
             }
             let (even, odd) = sixteens(dots);
-            let (x_even, x_odd) = half_sums(x_sums);
+            let (x_even, x_odd) = half_sums::<FINE>(x_sums);
             let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<2>(x_even)));
             let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<2>(x_odd)));
             let s = sixteen_scales(w.d, load16(&q3_k_scales(&w.scales)));
@@ -550,14 +675,6 @@ pub mod vnni {
         (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums))
     }
 
-    /// Sums of the activations of 16 half blocks: even ones, then odd ones.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn half_sums(x: &[i16; 16]) -> (__m256i, __m256i) {
-        let x = load32(x);
-        (_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)), _mm256_srai_epi32::<16>(x))
-    }
-
     /// 16 scales times `d`: even ones, then odd ones.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -569,28 +686,33 @@ pub mod vnni {
     }
 
     /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q4_k(w: &[BlockQ4_K], x: Q8Row<'_>) -> f32 {
+    fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
         let mut acc = _mm256_setzero_ps();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+        let pieces = Pieces::of(x, w.len());
+        for (i, w) in w.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
             prefetch(w, 3);
             let mut dots = [_mm512_setzero_si512(); 4];
             for p in 0..4 {
                 let q = low_then_high(_mm512_broadcast_i64x4(load32(&w.qs[32 * p..])));
-                dots[p] = _mm512_dpbusd_epi32(dots[p], q, load64(&qs[64 * p..]));
+                dots[p] = products::<FINE>(q, qs, 64 * p);
             }
-            acc = k_block(w.d, w.dmin, &w.scales, small_eights(dots), d, x_sums, acc);
+            let dots = if FINE { eights(dots) } else { small_eights(dots) };
+            acc = k_block(w.d, w.dmin, &w.scales, dots, d, block_sums::<FINE>(x_sums), acc);
         }
         sum(&lanes(acc))
     }
 
-    /// As [`q4_k`], with a fifth bit per code.
+    /// As [`q4_k_rows`], with a fifth bit per code.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q5_k(w: &[BlockQ5_K], x: Q8Row<'_>) -> f32 {
+    fn q5_k_rows<const FINE: bool>(w: &[BlockQ5_K], x: FineRow<'_>) -> f32 {
         let mut acc = _mm256_setzero_ps();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+        let pieces = Pieces::of(x, w.len());
+        for (i, w) in w.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
             prefetch(w, 3);
             let top = _mm512_broadcast_i64x4(load32(&w.qh));
             let mut dots = [_mm512_setzero_si512(); 4];
@@ -599,9 +721,9 @@ pub mod vnni {
                 let bits = _mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1);
                 let bit = _mm512_srlv_epi64(top, _mm512_add_epi64(bits, _mm512_set1_epi64(2 * p as i64)));
                 let bit = _mm512_slli_epi16::<4>(_mm512_and_si512(bit, _mm512_set1_epi8(1)));
-                dots[p] = _mm512_dpbusd_epi32(dots[p], _mm512_or_si512(q, bit), load64(&qs[64 * p..]));
+                dots[p] = products::<FINE>(_mm512_or_si512(q, bit), qs, 64 * p);
             }
-            acc = k_block(w.d, w.dmin, &w.scales, eights(dots), d, x_sums, acc);
+            acc = k_block(w.d, w.dmin, &w.scales, eights(dots), d, block_sums::<FINE>(x_sums), acc);
         }
         sum(&lanes(acc))
     }
@@ -615,25 +737,27 @@ pub mod vnni {
         scales: &[u8; 12],
         dots: __m256i,
         x_d: &[f32; 8],
-        x_sums: &[i16; 16],
+        x_sums: __m256i,
         acc: __m256,
     ) -> __m256 {
         let (s, m) = k_scales(scales);
         let s = _mm256_mul_ps(wide(d), s);
         let m = _mm256_mul_ps(wide(dmin), m);
         let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), s);
-        let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums(x_sums)), block);
+        let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(x_sums), block);
         _mm256_fmadd_ps(block, float8(x_d), acc)
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    pub fn q6_k(w: &[BlockQ6_K], x: Q8Row<'_>) -> f32 {
+    fn q6_k_rows<const FINE: bool>(w: &[BlockQ6_K], x: FineRow<'_>) -> f32 {
         let (low, two) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3));
         let (shift, shift_more) = (_mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2), _mm512_setr_epi64(4, 4, 4, 4, 6, 6, 6, 6));
         let mut acc = _mm256_setzero_ps();
-        let (qs, d, x_sums) = (x.qs.as_chunks::<256>().0, x.d.as_chunks::<8>().0, x.sums.as_chunks::<16>().0);
-        for (((w, qs), d), x_sums) in w.iter().zip(qs).zip(d).zip(x_sums) {
+        let pieces = Pieces::of(x, w.len());
+        for (i, w) in w.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
             prefetch(w, 4);
             let mut dots = [_mm512_setzero_si512(); 4];
             for h in 0..2 {
@@ -642,11 +766,11 @@ pub mod vnni {
                 let second = _mm512_slli_epi16::<4>(_mm512_and_si512(_mm512_srlv_epi64(top, shift_more), two));
                 let q0 = _mm512_or_si512(_mm512_and_si512(bottom, low), first);
                 let q1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(bottom), low), second);
-                dots[2 * h] = _mm512_dpbusd_epi32(dots[2 * h], q0, load64(&qs[128 * h..]));
-                dots[2 * h + 1] = _mm512_dpbusd_epi32(dots[2 * h + 1], q1, load64(&qs[128 * h + 64..]));
+                dots[2 * h] = products::<FINE>(q0, qs, 128 * h);
+                dots[2 * h + 1] = products::<FINE>(q1, qs, 128 * h + 64);
             }
             let (even, odd) = sixteens(dots);
-            let (x_even, x_odd) = half_sums(x_sums);
+            let (x_even, x_odd) = half_sums::<FINE>(x_sums);
             let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
             let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
             let s = sixteen_scales(w.d, load16(&w.scales));

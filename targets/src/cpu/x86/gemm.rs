@@ -29,7 +29,7 @@ impl Tile {
         let (n, groups) = (w.blocks, w.kind.groups());
         let minima = if w.kind.min { panel * n * groups * PANEL } else { 0 };
         Tile {
-            qs: x.qs[row * n * 32..].as_ptr(),
+            qs: x.qs[row * n * if x.fine { 64 } else { 32 }..].as_ptr(),
             d: x.d[row * n..].as_ptr(),
             aux: x.aux[row * n * groups..].as_ptr(),
             codes: w.codes[panel * n * PANEL_BLOCK..].as_ptr(),
@@ -74,16 +74,20 @@ pub mod vnni {
     /// See [`crate::cpu::portable::gemm::multiply`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
-        match (w.kind.sixteen, w.kind.min) {
-            (false, false) => kind::<false, false>(x, w, out, stride),
-            (false, true) => kind::<false, true>(x, w, out, stride),
-            (true, false) => kind::<true, false>(x, w, out, stride),
-            (true, true) => kind::<true, true>(x, w, out, stride),
+        match (w.kind.sixteen, w.kind.min, x.fine) {
+            (false, false, false) => kind::<false, false, false>(x, w, out, stride),
+            (false, true, false) => kind::<false, true, false>(x, w, out, stride),
+            (true, false, false) => kind::<true, false, false>(x, w, out, stride),
+            (true, true, false) => kind::<true, true, false>(x, w, out, stride),
+            (false, false, true) => kind::<false, false, true>(x, w, out, stride),
+            (false, true, true) => kind::<false, true, true>(x, w, out, stride),
+            (true, false, true) => kind::<true, false, true>(x, w, out, stride),
+            (true, true, true) => kind::<true, true, true>(x, w, out, stride),
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn kind<const SIXTEEN: bool, const MIN: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+    fn kind<const SIXTEEN: bool, const MIN: bool, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
         let mut row = 0;
         while row < x.rows {
             let rows = (x.rows - row).min(6);
@@ -95,18 +99,18 @@ pub mod vnni {
                 // the tile ends before both.
                 unsafe {
                     match (rows, two) {
-                        (6, true) => tile::<6, 2, SIXTEEN, MIN>(t),
-                        (6, false) => tile::<6, 1, SIXTEEN, MIN>(t),
-                        (5, true) => tile::<5, 2, SIXTEEN, MIN>(t),
-                        (5, false) => tile::<5, 1, SIXTEEN, MIN>(t),
-                        (4, true) => tile::<4, 2, SIXTEEN, MIN>(t),
-                        (4, false) => tile::<4, 1, SIXTEEN, MIN>(t),
-                        (3, true) => tile::<3, 2, SIXTEEN, MIN>(t),
-                        (3, false) => tile::<3, 1, SIXTEEN, MIN>(t),
-                        (2, true) => tile::<2, 2, SIXTEEN, MIN>(t),
-                        (2, false) => tile::<2, 1, SIXTEEN, MIN>(t),
-                        (_, true) => tile::<1, 2, SIXTEEN, MIN>(t),
-                        (_, false) => tile::<1, 1, SIXTEEN, MIN>(t),
+                        (6, true) => tile::<6, 2, SIXTEEN, MIN, FINE>(t),
+                        (6, false) => tile::<6, 1, SIXTEEN, MIN, FINE>(t),
+                        (5, true) => tile::<5, 2, SIXTEEN, MIN, FINE>(t),
+                        (5, false) => tile::<5, 1, SIXTEEN, MIN, FINE>(t),
+                        (4, true) => tile::<4, 2, SIXTEEN, MIN, FINE>(t),
+                        (4, false) => tile::<4, 1, SIXTEEN, MIN, FINE>(t),
+                        (3, true) => tile::<3, 2, SIXTEEN, MIN, FINE>(t),
+                        (3, false) => tile::<3, 1, SIXTEEN, MIN, FINE>(t),
+                        (2, true) => tile::<2, 2, SIXTEEN, MIN, FINE>(t),
+                        (2, false) => tile::<2, 1, SIXTEEN, MIN, FINE>(t),
+                        (_, true) => tile::<1, 2, SIXTEEN, MIN, FINE>(t),
+                        (_, false) => tile::<1, 1, SIXTEEN, MIN, FINE>(t),
                     }
                 }
                 panel += if two { 2 } else { 1 };
@@ -121,9 +125,9 @@ pub mod vnni {
     /// The operands hold as many rows and panels from the tile's start on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn tile<const MR: usize, const NR: usize, const SIXTEEN: bool, const MIN: bool>(t: Tile) {
+    unsafe fn tile<const MR: usize, const NR: usize, const SIXTEEN: bool, const MIN: bool, const FINE: bool>(t: Tile) {
         let n = t.blocks;
-        let groups = if SIXTEEN { 2 } else { 1 };
+        let (groups, terms) = (if SIXTEEN { 2 } else { 1 }, if FINE { 2 } else { 1 });
         // SAFETY: every offset below stays inside the rows and panels that the caller promises.
         unsafe {
             for l in 0..LANES {
@@ -132,23 +136,21 @@ pub mod vnni {
                     let mut blocks = [[_mm512_setzero_ps(); NR]; MR];
                     for g in 0..groups {
                         let mut dots = [[_mm512_setzero_si512(); NR]; MR];
-                        if !MIN {
+                        let aux = |r: usize| _mm512_set1_epi32(*t.aux.add((r * n + b) * groups + g));
+                        if !MIN && !FINE {
                             for r in 0..MR {
-                                dots[r] = [_mm512_set1_epi32(*t.aux.add((r * n + b) * groups + g)); NR];
+                                dots[r] = [aux(r); NR];
                             }
                         }
-                        let steps = 8 / groups;
-                        for step in g * steps..(g + 1) * steps {
-                            let mut w = [_mm512_setzero_si512(); NR];
-                            for p in 0..NR {
-                                w[p] = _mm512_loadu_si512(t.codes.add((p * n + b) * PANEL_BLOCK + step * 64).cast());
-                            }
+                        dots = steps::<MR, NR, SIXTEEN>(t, b, g, terms, 0, dots);
+                        if FINE {
                             for r in 0..MR {
-                                let x = _mm512_set1_epi32(t.qs.add((r * n + b) * 32 + step * 4).cast::<i32>().read_unaligned());
-                                for p in 0..NR {
-                                    dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], w[p], x);
+                                dots[r] = dots[r].map(|dots| _mm512_slli_epi32::<8>(dots));
+                                if !MIN {
+                                    dots[r] = dots[r].map(|dots| _mm512_add_epi32(dots, aux(r)));
                                 }
                             }
+                            dots = steps::<MR, NR, SIXTEEN>(t, b, g, terms, 1, dots);
                         }
                         for p in 0..NR {
                             let s = _mm512_loadu_ps(t.s.add(((p * n + b) * groups + g) * PANEL));
@@ -185,6 +187,41 @@ pub mod vnni {
                 }
             }
         }
+    }
+
+    /// Adds the products of one term of group `g` of block `b` to `dots`.
+    ///
+    /// # Safety
+    /// As [`tile`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn steps<const MR: usize, const NR: usize, const SIXTEEN: bool>(
+        t: Tile,
+        b: usize,
+        g: usize,
+        terms: usize,
+        term: usize,
+        mut dots: [[__m512i; NR]; MR],
+    ) -> [[__m512i; NR]; MR] {
+        let n = t.blocks;
+        let steps = if SIXTEEN { 4 } else { 8 };
+        // SAFETY: every offset below stays inside the rows and panels that the caller promises.
+        unsafe {
+            for step in g * steps..(g + 1) * steps {
+                let mut w = [_mm512_setzero_si512(); NR];
+                for p in 0..NR {
+                    w[p] = _mm512_loadu_si512(t.codes.add((p * n + b) * PANEL_BLOCK + step * 64).cast());
+                }
+                for r in 0..MR {
+                    let x = t.qs.add(((r * n + b) * terms + term) * 32 + step * 4).cast::<i32>();
+                    let x = _mm512_set1_epi32(x.read_unaligned());
+                    for p in 0..NR {
+                        dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], w[p], x);
+                    }
+                }
+            }
+        }
+        dots
     }
 }
 
@@ -388,23 +425,35 @@ pub mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
         // Codes up to 63 times 127 add up in 16 bits two by two; those of Q8_0 do not and are taken with their signs.
-        match (w.kind.sixteen, w.kind.min, w.kind.offset == 128) {
-            (false, false, false) => kind::<false, false, false>(x, w, out, stride),
-            (false, false, true) => kind::<false, false, true>(x, w, out, stride),
-            (false, true, _) => kind::<false, true, false>(x, w, out, stride),
-            (true, false, _) => kind::<true, false, false>(x, w, out, stride),
-            (true, true, _) => kind::<true, true, false>(x, w, out, stride),
+        match (w.kind.sixteen, w.kind.min, w.kind.offset == 128, x.fine) {
+            (false, false, false, false) => kind::<false, false, false, false>(x, w, out, stride),
+            (false, false, true, false) => kind::<false, false, true, false>(x, w, out, stride),
+            (false, true, _, false) => kind::<false, true, false, false>(x, w, out, stride),
+            (true, false, _, false) => kind::<true, false, false, false>(x, w, out, stride),
+            (true, true, _, false) => kind::<true, true, false, false>(x, w, out, stride),
+            (false, false, false, true) => kind::<false, false, false, true>(x, w, out, stride),
+            (false, false, true, true) => kind::<false, false, true, true>(x, w, out, stride),
+            (false, true, _, true) => kind::<false, true, false, true>(x, w, out, stride),
+            (true, false, _, true) => kind::<true, false, false, true>(x, w, out, stride),
+            (true, true, _, true) => kind::<true, true, false, true>(x, w, out, stride),
         }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn kind<const SIXTEEN: bool, const MIN: bool, const SIGNED: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+    fn kind<const SIXTEEN: bool, const MIN: bool, const SIGNED: bool, const FINE: bool>(
+        x: Batch<'_>,
+        w: Panels<'_>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
         for row in (0..x.rows).step_by(2) {
             for panel in 0..w.count {
                 let t = Tile::at(x, w, out, stride, row, panel);
                 // SAFETY: `Kernels::multiply` asserted that all operands hold `x.rows` rows and `w.count` panels, and
                 // the tile ends before both.
-                unsafe { if row + 1 < x.rows { tile::<2, SIXTEEN, MIN, SIGNED>(t) } else { tile::<1, SIXTEEN, MIN, SIGNED>(t) } }
+                unsafe {
+                    if row + 1 < x.rows { tile::<2, SIXTEEN, MIN, SIGNED, FINE>(t) } else { tile::<1, SIXTEEN, MIN, SIGNED, FINE>(t) }
+                }
             }
         }
     }
@@ -415,9 +464,9 @@ pub mod avx2 {
     /// The operands hold as many rows and a panel from the tile's start on.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn tile<const MR: usize, const SIXTEEN: bool, const MIN: bool, const SIGNED: bool>(t: Tile) {
+    unsafe fn tile<const MR: usize, const SIXTEEN: bool, const MIN: bool, const SIGNED: bool, const FINE: bool>(t: Tile) {
         let n = t.blocks;
-        let groups = if SIXTEEN { 2 } else { 1 };
+        let (groups, terms) = (if SIXTEEN { 2 } else { 1 }, if FINE { 2 } else { 1 });
         let ones = _mm256_set1_epi16(1);
         // SAFETY: every offset below stays inside the rows and panels that the caller promises.
         unsafe {
@@ -427,26 +476,38 @@ pub mod avx2 {
                     let mut blocks = [[_mm256_setzero_ps(); 2]; MR];
                     for g in 0..groups {
                         let mut dots = [[_mm256_setzero_si256(); 2]; MR];
-                        if !MIN && !SIGNED {
+                        let aux = |r: usize| _mm256_set1_epi32(*t.aux.add((r * n + b) * groups + g));
+                        if !MIN && !SIGNED && !FINE {
                             for r in 0..MR {
-                                dots[r] = [_mm256_set1_epi32(*t.aux.add((r * n + b) * groups + g)); 2];
+                                dots[r] = [aux(r); 2];
                             }
                         }
                         let steps = 8 / groups;
-                        for step in g * steps..(g + 1) * steps {
-                            for p in 0..2 {
-                                let mut w = _mm256_loadu_si256(t.codes.add(b * PANEL_BLOCK + step * 64 + p * 32).cast());
-                                if SIGNED {
-                                    w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                                }
+                        for term in 0..terms {
+                            if term == 1 {
                                 for r in 0..MR {
-                                    let x = _mm256_set1_epi32(t.qs.add((r * n + b) * 32 + step * 4).cast::<i32>().read_unaligned());
-                                    let pairs = if SIGNED {
-                                        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                                    } else {
-                                        _mm256_maddubs_epi16(w, x)
-                                    };
-                                    dots[r][p] = _mm256_add_epi32(dots[r][p], _mm256_madd_epi16(pairs, ones));
+                                    dots[r] = dots[r].map(|dots| _mm256_slli_epi32::<8>(dots));
+                                    if !MIN && !SIGNED {
+                                        dots[r] = dots[r].map(|dots| _mm256_add_epi32(dots, aux(r)));
+                                    }
+                                }
+                            }
+                            for step in g * steps..(g + 1) * steps {
+                                for p in 0..2 {
+                                    let mut w = _mm256_loadu_si256(t.codes.add(b * PANEL_BLOCK + step * 64 + p * 32).cast());
+                                    if SIGNED {
+                                        w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                                    }
+                                    for r in 0..MR {
+                                        let x = t.qs.add(((r * n + b) * terms + term) * 32 + step * 4).cast::<i32>();
+                                        let x = _mm256_set1_epi32(x.read_unaligned());
+                                        let pairs = if SIGNED {
+                                            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                                        } else {
+                                            _mm256_maddubs_epi16(w, x)
+                                        };
+                                        dots[r][p] = _mm256_add_epi32(dots[r][p], _mm256_madd_epi16(pairs, ones));
+                                    }
                                 }
                             }
                         }
