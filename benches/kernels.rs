@@ -114,10 +114,19 @@ fn reads(c: &mut Criterion) {
     });
 }
 
+/// As [`layer`], with activations in two terms.
+fn fine_layer(t: &CpuTarget, w: &Tensor) -> Linear<CpuTarget> {
+    Linear { weight: t.matrix_fine(std::slice::from_ref(w)).expect("a matrix"), bias: None }
+}
+
+/// How layers are made, and what is added to a bench's name.
+type Make = fn(&CpuTarget, &Tensor) -> Linear<CpuTarget>;
+const MAKES: [(&str, Make); 2] = [("", layer), (", fine", fine_layer)];
+
 /// One row, or 512, through the large matrices: bytes of weights, or multiplications and additions, per second.
 fn large(c: &mut Criterion) {
     let (target, portable) = targets();
-    for ty in TYPES {
+    for (ty, (what_fine, layer)) in TYPES.into_iter().flat_map(|ty| MAKES.map(|make| (ty, make))) {
         for (name, n, k) in SHAPES {
             let w = tensor(ty, n, k);
             let weights = layer(&target, &w);
@@ -132,7 +141,7 @@ fn large(c: &mut Criterion) {
             {
                 let (mut x, mut out) = (target.buffer(rows, k).expect("memory"), target.buffer(rows, n).expect("memory"));
                 target.write(&numbers(rows * k), &mut x, 0).expect("it fits");
-                let mut group = c.benchmark_group(format!("{what}/{ty}/{}", target.name()));
+                let mut group = c.benchmark_group(format!("{what}{what_fine}/{ty}/{}", target.name()));
                 group.throughput(rate);
                 let mut run = || target.linear(&x, &weights, After::Nothing, &mut out).expect("shapes fit");
                 group.bench_function(name, |b| b.iter(&mut run));
@@ -147,7 +156,7 @@ fn large(c: &mut Criterion) {
 fn experts(c: &mut Criterion) {
     let (target, portable) = targets();
     let (k, hidden, rows) = (4096, 14336, 512);
-    for ty in TYPES {
+    for (ty, (what_fine, layer)) in TYPES.into_iter().flat_map(|ty| MAKES.map(|make| (ty, make))) {
         let (up, down) = (tensor(ty, 2 * hidden, k), tensor(ty, k, hidden));
         let expert = |t: &CpuTarget| Mlp { up: layer(t, &up), act: Activation::SiluGate, down: layer(t, &down) };
         let run = |t: &CpuTarget, expert: &Mlp<CpuTarget>, slots: &[u32]| {
@@ -158,8 +167,8 @@ fn experts(c: &mut Criterion) {
         };
         let one = run(&portable, &expert(&portable), &[0]).1.values()[0];
         let expert = expert(&target);
-        let mut group = c.benchmark_group(format!("expert/{ty}/{}", target.name()));
-        for n in [1usize, 3, 17, 128] {
+        let mut group = c.benchmark_group(format!("expert{what_fine}/{ty}/{}", target.name()));
+        for n in [1usize, 2, 3, 17, 128] {
             let slots: Vec<u32> = (0..n as u32).map(|i| 7 * i).collect();
             let (x, mut out) = run(&target, &expert, &slots);
             // A last bit of a hidden number may move its 8-bit code.
