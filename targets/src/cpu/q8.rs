@@ -19,8 +19,8 @@ pub struct Q8Row<'a> {
     pub sums: &'a [i16],
 }
 
-/// One row of activations in 16 bits, as two rows of 8, the high and the low one: `x[i] ≈ d[i / 32] · (256 · high.qs[i]
-/// + low.qs[i])`, `d` being the scales of the low row. Codes of the high row, with its scales, are those of 8 bits.
+/// One row of activations in 16 bits, as two rows of 8, the high and the low one:
+/// `x[i] ≈ low.d[i / 32] · (256 · high.qs[i] + low.qs[i])`. The high row alone, with its own scales, is the one in 8 bits.
 ///
 /// Codes of the low row are −127..=127 as well, so that kernels for bytes take both.
 pub type FineRow<'a> = [Q8Row<'a>; 2];
