@@ -53,8 +53,14 @@ impl<T: Target> Layer<T> {
     /// Layer `i` of `file`.
     pub fn load(t: &T, file: &Gguf, params: &LanguageParams, rope: &Arc<Rope>, i: usize) -> Result<Layer<T>> {
         let tensor = |name| file.tensor(&names::at(name, i, 0)).cloned();
-        let linear = |parts: &[_]| t.matrix(parts).map(|weight| Linear { weight, bias: None });
-        let ffn = if params.is_mixture() {
+        // Whatever a mixture's routers see comes through fine matrices: the error of 8-bit activations would now and then
+        // choose other experts. A dense layer has nothing to choose.
+        let mixture = params.is_mixture();
+        let linear = |parts: &[_]| {
+            let weight = if mixture { t.matrix_fine(parts) } else { t.matrix(parts) };
+            weight.map(|weight| Linear { weight, bias: None })
+        };
+        let ffn = if mixture {
             Ffn::Mixture(Mixture { router: linear(&[tensor(names::FFN_GATE_INP)?])?, layer: i })
         } else {
             Ffn::Dense(Mlp {

@@ -24,7 +24,8 @@ impl<T: Target> Resident<T> {
         let layer = |layer| {
             let [gate, up, down] = Stack::ALL.map(|stack| stacks::runs(file, stack, layer, params.experts));
             let (gate, up, down) = (gate?, up?, down?);
-            let linear = |parts: &[Tensor]| t.matrix(parts).map(|weight| Linear { weight, bias: None });
+            // Fine, because routers further up choose by what experts make.
+            let linear = |parts: &[Tensor]| t.matrix_fine(parts).map(|weight| Linear { weight, bias: None });
             let expert = |e| {
                 let part = |stack, runs| part(file, stack, layer, runs, e);
                 Ok(Mlp {
