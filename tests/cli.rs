@@ -156,6 +156,7 @@ fn help_lists_every_command() {
     for name in [
         "convert",
         "quantize",
+        "imatrix",
         "inspect",
         "verify",
         "run",
@@ -273,6 +274,13 @@ fn inspect_shows_files_and_checkpoints() {
     assert!(!keys(&desk.json(&["inspect", "light.gguf", "--json"])).contains("tensors"));
     let text = desk.ok(&["inspect", "mmproj-light.gguf", "--tensors"]);
     assert!(text.contains("sphinx-vision") && text.contains("v.dino.pos"), "{text}");
+    // The card: a cache of 1000 positions is two layers of one key head of 32 channels, keys and values, two bytes each.
+    let card = &desk.json(&["inspect", "light.gguf", "--context", "1000", "--json"])["card"];
+    assert_eq!((card["llama_type"].as_str(), card["picture"]["rows"].as_u64()), (Some("llama_ens_light"), Some(259)));
+    assert_eq!(card["memory"]["cache_f16_bytes"], 2 * 32 * 2 * 2 * 1000);
+    let weights: usize = ["light.gguf", "mmproj-light.gguf"].iter().map(|f| desk.read(f).len()).sum();
+    let stated = card["memory"]["weights_bytes"].as_u64().expect("a number") as usize;
+    assert!(stated < weights && stated > weights * 8 / 10, "{stated} of {weights}");
 
     // The second opinion agrees.
     let other = desk.json(&["inspect", "light.gguf", "--tensors", "--json", "--with", "gguf-rs"]);
@@ -634,6 +642,141 @@ fn synth_makes_models_that_run() {
     desk.refuses(2, "a.gguf", &[&synth[..], &["-o", "a.gguf"]].concat());
     desk.refuses(2, "dir", &[&synth[..], &["-o", "dir"]].concat());
     desk.fails(2, &["synth", "--family", "huge", "--scale", "nano", "-o", "e.gguf"]);
+}
+
+/// The committed cases with pictures, and what `convert` must be told of them.
+const MEMBERS: &[(&str, &[&str])] = &[
+    ("ens", &[]),
+    ("ens5", &["--clip-activation", "quick-gelu"]),
+    ("ens5p2", &[]),
+    ("ens10", &[]),
+    ("moe", &[]),
+    ("moe5", &[]),
+    ("moe-light", &[]),
+    ("moe5-light", &[]),
+    ("intern", &[]),
+    ("intern5", &[]),
+    ("skip", &["--pad-anchor", "top_left"]),
+    ("nine", &["--layout", "layout.toml"]),
+];
+
+#[test]
+fn every_member_converts_and_answers() {
+    for &(name, flags) in MEMBERS {
+        let (desk, case) = (Desk::empty(), fixture(name));
+        let about = support::case_json(&case);
+        if case.join("layout.toml").exists() {
+            fs::copy(case.join("layout.toml"), desk.path("layout.toml")).expect("a copy");
+        }
+        let (checkpoint, picture) = (case.join("checkpoint"), case.join("image.png"));
+        let (checkpoint, picture) = (checkpoint.to_str().expect("a name"), picture.to_str().expect("a name"));
+        desk.ok(&[&["convert", checkpoint, "-o", "m.gguf", "--strict"], flags].concat());
+        let question = about["prompt"].as_str().expect("a prompt");
+        let out = desk.json(&["run", "m.gguf", "--image", picture, "-p", question, "--max-tokens", "3", "--json"]);
+        assert_eq!(out["image_tokens"], about["image_rows"], "{name}");
+        let card = &desk.json(&["inspect", "m.gguf", "--json"])["card"];
+        assert_eq!(
+            card["picture"]["towers"].as_array().map(Vec::len),
+            Some(if about["vision"]["llama_type"].as_str().is_some_and(|t| t.ends_with("light")) { 2 } else { 4 }),
+            "{name}: {card}"
+        );
+        // What converted is what the checkpoint says, and everything in there is accounted for.
+        let told: Vec<&str> = flags.iter().copied().filter(|f| *f != "--clip-activation" && *f != "quick-gelu").collect();
+        for half in ["m.gguf", "mmproj-m.gguf"] {
+            let found = desk.json(&[&["verify", half, "--against", checkpoint, "--json"], &told[..]].concat());
+            assert_eq!(
+                (found["ok"].as_bool(), found["sources"]["unknown"].as_array().map(Vec::len)),
+                (Some(true), Some(0)),
+                "{name}: {found}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_skip_token_needs_to_know_where_padding_lies() {
+    let desk = Desk::empty();
+    let checkpoint = fixture("skip/checkpoint");
+    let line = desk.fails(3, &["convert", checkpoint.to_str().expect("a name"), "-o", "m.gguf"]);
+    assert!(line.contains("--pad-anchor") && line.contains("llma.skip_token"), "{line}");
+}
+
+#[test]
+fn several_pictures_and_frames_follow_one_another() {
+    let desk = Desk::with_model("Q8_0");
+    let ask = ["run", "light.gguf", "-p", QUESTION, "--temperature", "0", "--max-tokens", "4", "--json"];
+    let run = |more: &[&str]| desk.json(&[&ask[..], more].concat());
+    let twice = run(&["--image", "image.png", "--image", "image.png"]);
+    assert_eq!(twice["image_tokens"], 2 * 259);
+    fs::create_dir(desk.path("film")).expect("a folder");
+    for frame in ["1.png", "2.png", "10.png"] {
+        fs::copy(desk.path("image.png"), desk.path("film").join(frame)).expect("a copy");
+    }
+    let film = run(&["--video", "film", "--frames", "2"]);
+    assert_eq!((&film["image_tokens"], &film["tokens"]), (&twice["image_tokens"], &twice["tokens"]));
+    assert_eq!(run(&["--video", "film"])["image_tokens"], 3 * 259);
+    // 1000 positions hold three pictures, and the line says so before one is encoded.
+    let many = ["--image", "image.png"].repeat(4);
+    let line = desk.fails(2, &[&ask[..], &many, &["--context", "1000"]].concat());
+    assert!(line.contains("4 pictures × 259 rows") && line.contains("at most 3 pictures of 259 rows"), "{line}");
+    desk.fails(2, &[&ask[..], &["--video", "film", "--image", "image.png"]].concat());
+    desk.fails(2, &[&ask[..], &["--frames", "2"]].concat());
+    desk.write("film.mp4", b"\0\0\0\x18ftypmp42");
+    assert!(desk.refuses(3, "film.mp4", &[&ask[..], &["--video", "film.mp4"]].concat()).contains("external decoder"));
+}
+
+#[test]
+fn importance_is_measured_and_used() {
+    let desk = Desk::with_model("F16");
+    desk.write(
+        "data.jsonl",
+        b"{\"question\": \"What is it?\", \"image\": \"image.png\", \"answer\": \"a dog\"}\n{\"text\": \"Some words.\"}\n",
+    );
+    let (_, said) = desk.both(&["imatrix", "light.gguf", "--data", "data.jsonl", "-o", "i.gguf"]);
+    assert!(said.starts_with("i.gguf: "), "{said}");
+    let seen = desk.json(&["inspect", "i.gguf", "--tensors", "--json"]);
+    let names: BTreeSet<&str> = seen["tensors"].as_array().expect("tensors").iter().filter_map(|t| t["name"].as_str()).collect();
+    for name in
+        ["blk.1.ffn_down.weight", "blk.0.attn_q.weight", "output.weight", "v.dino.0.qkv.weight", "v.cnx.2.1.fc2.weight", "v.proj.weight"]
+    {
+        assert!(
+            names.contains(format!("{name}.in_sum2").as_str()) && names.contains(format!("{name}.counts").as_str()),
+            "{name}: {names:?}"
+        );
+    }
+    for half in ["light.gguf", "mmproj-light.gguf"] {
+        desk.ok(&["quantize", half, "-o", "plain", "--quant", "Q4_0", "--force"]);
+        desk.ok(&["quantize", half, "-o", "weighed", "--quant", "Q4_0", "--imatrix", "i.gguf", "--force"]);
+        assert!(desk.read("plain") != desk.read("weighed"), "{half}: the weights change nothing");
+    }
+    desk.ok(&["convert", checkpoint(), "-o", "c.gguf", "--quant", "Q4_0", "--imatrix", "i.gguf"]);
+    // Rows that are none, an output that exists, a matrix of another model.
+    desk.write("bad.jsonl", b"{\"question\": 3}\n");
+    desk.fails(3, &["imatrix", "light.gguf", "--data", "bad.jsonl", "-o", "j.gguf"]);
+    desk.refuses(2, "i.gguf", &["imatrix", "light.gguf", "--data", "data.jsonl", "-o", "i.gguf"]);
+    desk.ok(&["synth", "--family", "tiny", "--scale", "nano", "-o", "other.gguf", "--quant", "F16", "--no-vision"]);
+    desk.fails(3, &["quantize", "other.gguf", "-o", "o.gguf", "--quant", "Q4_0", "--imatrix", "i.gguf"]);
+}
+
+#[test]
+fn verify_gates_the_error() {
+    let desk = Desk::with_model("Q8_0");
+    desk.ok(&["verify", "light.gguf", "--against", checkpoint(), "--max-rmse", "0.1"]);
+    let out = desk.sphinx(&["verify", "light.gguf", "--against", checkpoint(), "--max-rmse", "1e-9"]).output().expect("the program runs");
+    assert_eq!(out.status.code(), Some(6), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn every_family_is_made_up() {
+    for (family, rows) in [("tiny", 1295), ("plus", 1295), ("intern2", 1295), ("moe", 1455)] {
+        let desk = Desk::empty();
+        desk.ok(&["synth", "--family", family, "--scale", "nano", "-o", "m.gguf"]);
+        let picture = fixture("light/image.png");
+        let args = ["run", "m.gguf", "--image", picture.to_str().expect("a name"), "-p", "x", "--max-tokens", "3", "--json"];
+        assert_eq!(desk.json(&args)["image_tokens"], rows, "{family}");
+        desk.ok(&["synth", "--family", family, "--scale", "nano", "-o", "dir", "--shards", "2"]);
+        desk.ok(&["convert", "dir", "-o", "c.gguf", "--strict"]);
+    }
 }
 
 #[test]

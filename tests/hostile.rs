@@ -283,6 +283,67 @@ fn a_gigabyte_behind_the_tensors_is_not_read() {
 }
 
 #[test]
+fn settings_of_a_mixture() {
+    let desk = Desk::new();
+    let folder = tempfile::tempdir().expect("a directory");
+    let good = support::convert(&support::fixture("mixtral/checkpoint"), folder.path(), "m", "F32");
+    let number = Value::U32;
+    for (key, value, wanted) in [
+        ("llama.expert_count", number(0), "experts"),
+        ("llama.expert_count", number(7), "ffn_"),
+        ("llama.expert_count", number(u32::MAX), "llama.expert_count"),
+        ("llama.expert_count", Value::Str("8".into()), "llama.expert_count"),
+        ("llama.expert_used_count", number(0), "llama.expert_used_count"),
+        ("llama.expert_used_count", number(9), "llama.expert_used_count"),
+        ("llama.feed_forward_length", number(95), "ffn_"),
+        ("general.architecture", text("sphinx-llama"), "sphinx-llama."),
+    ] {
+        let file = Edit::of(&good).set(key, value).save(&desk, "m.gguf");
+        desk.refused(&file, wanted);
+    }
+    for gone in ["blk.0.ffn_gate_inp.weight", "blk.1.ffn_down_exps.weight"] {
+        let file = Edit::of(&good).without(gone).save(&desk, "m.gguf");
+        desk.refused(&file, gone);
+    }
+    // Experts that are no numbers, and a router that is none: refused when the answer is none.
+    for part in ["ffn_gate_inp", "ffn_down_exps"] {
+        let file = Edit::of(&good).fill(part, f32::NAN).save(&desk, "m.gguf");
+        desk.refused(&file, "");
+    }
+}
+
+#[test]
+fn data_sets_layouts_and_importance() {
+    let desk = Desk::new();
+    let out = desk.path("out.gguf");
+    let (light, skip) = (support::fixture("light/checkpoint"), support::fixture("skip/checkpoint"));
+    for bytes in [&b""[..], b"\xff", b"[", b"{\"question\": 1}", b"{\"question\": \"x\", \"image\": \"data:image/png;base64,????\"}"] {
+        let data = desk.write("data.jsonl", bytes);
+        desk.fails(3, &args(&[&"imatrix", &model(), &"--data", &data, &"-o", &out]));
+    }
+    let layouts = [
+        "grid = -1",
+        "grid = 4000000000",
+        "image_size = 0",
+        "encoders = []",
+        "encoders = [\"eyes\"]",
+        "grid = 2\nvit_board = 225",
+        "surprise = 1",
+        "grid = [",
+        "\0",
+    ];
+    for layout in layouts {
+        let file = desk.write("layout.toml", layout.as_bytes());
+        desk.fails(3, &args(&[&"convert", &light, &"-o", &out, &"--layout", &file]));
+    }
+    desk.fails(3, &args(&[&"convert", &skip, &"-o", &out, &"--pad-anchor", &"top_left", &"--skip-tensor", &"llma.start_img.none"]));
+    for bytes in [&b""[..], b"GGUF", &fs::read(model()).expect("the model"), b"\x01\0\0\0\x10\0\0\0blk"] {
+        let file = desk.write("i.gguf", bytes);
+        desk.fails(3, &args(&[&"quantize", &model(), &"-o", &out, &"--quant", &"Q4_0", &"--imatrix", &file]));
+    }
+}
+
+#[test]
 fn settings_of_the_language_half() {
     let desk = Desk::new();
     let number = Value::U32;
@@ -296,7 +357,7 @@ fn settings_of_the_language_half() {
         ("llama.embedding_length", number(66), "66"),
         ("llama.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "llama.attention.layer_norm_rms_epsilon"),
         ("llama.rope.freq_base", Value::F32(0.0), "llama.rope.freq_base"),
-        ("llama.expert_count", number(8), "mixture of 8 experts"),
+        ("llama.expert_count", number(8), "llama.expert_used_count"),
         ("llama.vocab_size", number(801), "801"),
         ("split.count", Value::U16(2), "one of 2 parts"),
         ("sphinx.template", text("{{ ''.__class__ }}"), "never run"),

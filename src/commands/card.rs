@@ -30,13 +30,14 @@ fn add(parts: &mut Vec<Part>, file: &Gguf) {
     }
 }
 
-/// A model as its files describe it; `None` for a file that is neither half of one.
+/// A model as its files describe it, or why there is no card; `None` for a file that is neither half of one.
 ///
 /// `path` may be either half: the vision half of a language half is looked for beside it.
-///
-/// # Errors
-/// When a half is there and cannot be run.
-pub fn of_model(path: &Path, file: &Gguf, context: Option<usize>) -> Result<Option<Value>> {
+pub fn of_model(path: &Path, file: &Gguf, context: Option<usize>) -> Option<Value> {
+    described(path, file, context).unwrap_or_else(|e| Some(json!({ "problem": format!("{e:#}") })))
+}
+
+fn described(path: &Path, file: &Gguf, context: Option<usize>) -> Result<Option<Value>> {
     let mut parts = Vec::new();
     if file.half() == Half::Vision {
         let vision = VisionParams::read(file)?;
@@ -84,6 +85,9 @@ fn picture(p: &VisionParams) -> Value {
 
 /// The card as text.
 pub fn text(card: &Value) -> String {
+    if let Some(problem) = card["problem"].as_str() {
+        return format!("no card: {}\n", printable(problem));
+    }
     let mut out = String::new();
     let mut line = |name: &str, what: String| out += &format!("{name:<12} {what}\n");
     if let Some(t) = card["llama_type"].as_str() {

@@ -97,8 +97,11 @@ pub fn print(report: &Report, json: bool, took_s: Option<f64>) -> Result<()> {
     by_type.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
     let rows = by_type.into_iter().map(|(ty, n, bytes)| vec![ty, n.to_string(), table::bytes(bytes)]);
     say!("{}", table::plain(&["type", "tensors", "size"], rows))?;
-    let to = format!("{} in, {} out", table::bytes(bytes_in), table::bytes(bytes_out));
+    let out = format!("{} out", table::bytes(bytes_out));
+    let to = if bytes_in > 0 { format!("{} in, {out}", table::bytes(bytes_in)) } else { out };
     match took_s {
+        // What is drawn is not read.
+        Some(s) if bytes_in == 0 => say!("{to}, {} ({:.0} MB/s written)", table::seconds(s), bytes_out as f64 / s / 1e6),
         Some(s) => say!("{to}, {} ({:.0} MB/s read)", table::seconds(s), bytes_in as f64 / s / 1e6),
         None => say!("{to}; nothing was written"),
     }

@@ -70,7 +70,7 @@ fn gguf(args: &InspectArgs) -> Result<String> {
             None => by_type.push((t.ty().name(), 1, t.bytes().len() as u64)),
         }
     }
-    let card = card::of_model(&args.path, &file, args.context)?;
+    let card = card::of_model(&args.path, &file, args.context);
     if args.json {
         let metadata: Map<String, Json> = file.metadata().iter().map(|(k, v)| (k.clone(), json_value(v, 64))).collect();
         let mut out = json!({

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
+use sphinx_convert::variant::PadAnchor;
 use sphinx_convert::{ConvertOptions, Progress, QuantizeOptions};
 use sphinx_quant::recipe::Recipe;
 
@@ -38,22 +39,23 @@ pub fn recipe(name: &str) -> Recipe {
     Recipe::named(name).expect("a recipe's name")
 }
 
-/// Converts `checkpoint` to `folder/NAME.gguf` and its vision half.
+/// What is known of a case.
+pub fn case_json(case: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(case.join("case.json")).expect("case.json")).expect("JSON")
+}
+
+/// Converts `checkpoint` to `folder/NAME.gguf` and its vision half, with the settings that the case beside it calls for.
 pub fn convert(checkpoint: &Path, folder: &Path, name: &str, quant: &str) -> PathBuf {
     let output = folder.join(format!("{name}.gguf"));
-    let options = ConvertOptions {
-        inputs: vec![checkpoint.to_owned()],
-        output: output.clone(),
-        quant: recipe(quant),
-        vision_quant: recipe(quant),
-        llama_type: None,
-        context: None,
-        vision: None,
-        max_memory: None,
-        threads: 2,
-        force: false,
-        strict: true,
-    };
+    let mut options = ConvertOptions::new(vec![checkpoint.to_owned()], output.clone(), recipe(quant), recipe(quant));
+    (options.threads, options.strict) = (2, true);
+    let case = checkpoint.parent().expect("a case");
+    if case.join("case.json").exists() {
+        let about = case_json(case);
+        options.clip_quick_gelu = about["clip_quick_gelu"] == true;
+        options.pad_anchor = (about["skip"] == true).then_some(PadAnchor::TopLeft);
+        options.layout = Some(case.join("layout.toml")).filter(|l| l.exists());
+    }
     sphinx_convert::convert(&options, &Quiet).expect("the case converts");
     output
 }
@@ -62,7 +64,8 @@ pub fn convert(checkpoint: &Path, folder: &Path, name: &str, quant: &str) -> Pat
 pub fn widen(model: &Path, name: &str) -> PathBuf {
     let wide = model.with_file_name(format!("{name}.gguf"));
     let vision = |p: &Path| p.with_file_name(format!("mmproj-{}", p.file_name().expect("a file").to_string_lossy()));
-    for (input, output) in [(model.to_owned(), wide.clone()), (vision(model), vision(&wide))] {
+    // A text model has one half.
+    for (input, output) in [(model.to_owned(), wide.clone()), (vision(model), vision(&wide))].into_iter().filter(|(i, _)| i.exists()) {
         let options = QuantizeOptions { input, output, quant: recipe("F32"), imatrix: None, threads: 2, max_memory: None, force: false };
         sphinx_convert::quantize(&options, &Quiet).expect("the file widens");
     }
@@ -91,8 +94,8 @@ pub fn max_abs(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) })
 }
 
-/// Cosine of each row of `width`: the least and the mean.
-pub fn cosines(a: &[f32], b: &[f32], width: usize) -> (f64, f64) {
+/// The cosine of every row of two `[_, width]` matrices.
+pub fn row_cosines(a: &[f32], b: &[f32], width: usize) -> Vec<f64> {
     assert_eq!(a.len(), b.len());
     let each = a.chunks_exact(width).zip(b.chunks_exact(width)).map(|(x, y)| {
         let dot = |p: &[f32], q: &[f32]| p.iter().zip(q).map(|(&u, &v)| f64::from(u) * f64::from(v)).sum::<f64>();
@@ -100,6 +103,12 @@ pub fn cosines(a: &[f32], b: &[f32], width: usize) -> (f64, f64) {
     });
     let all: Vec<f64> = each.collect();
     assert!(!all.is_empty() && all.iter().all(|c| c.is_finite()));
+    all
+}
+
+/// The least and the mean of these.
+pub fn cosines(a: &[f32], b: &[f32], width: usize) -> (f64, f64) {
+    let all = row_cosines(a, b, width);
     (all.iter().copied().fold(f64::MAX, f64::min), all.iter().sum::<f64>() / all.len() as f64)
 }
 
