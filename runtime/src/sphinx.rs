@@ -22,7 +22,7 @@ const CHUNK: usize = 512;
 const MIXTURE_CHUNK: usize = 4096;
 
 /// How a model is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// The vision half; by default `mmproj-NAME.gguf` beside `NAME.gguf`.
     pub mmproj: Option<PathBuf>,
@@ -33,12 +33,6 @@ pub struct Options {
     /// Rows of a prompt that are run at once; by default 512, and 4096 for a mixture, which reads each of its experts once per
     /// layer for every such piece. Results do not depend on it. Memory is taken as rows need it, not for the largest piece.
     pub chunk: Option<usize>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { mmproj: None, context: None, kv: None, chunk: None }
-    }
 }
 
 /// A SPHINX model, or any other LLaMA, on a target.
