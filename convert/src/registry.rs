@@ -908,17 +908,6 @@ mod tests {
             hidden: 14336,
             experts: 8,
             layers: 32,
-            clip_depth: 24,
-            clip_width: 1024,
-            clip_hidden: 4096,
-            eva_depth: 39,
-            eva_width: 1408,
-            eva_hidden: 6144,
-            qf_depth: 12,
-            qf_width: 768,
-            qf_hidden: 3072,
-            qf_queries: 32,
-            qf_cross_every: 2,
             ..crate::synth::full_sizes(32000)
         };
         let variant = find("mixtral_sparse_ens5", std::path::Path::new("")).unwrap();
