@@ -137,7 +137,8 @@ impl<T: Target> Sphinx<T> {
             return Ok(vision);
         }
         let file = self.source.open_vision()?;
-        let vision = Vision::load(&self.target, &file)?;
+        let load = if self.params().is_mixture() { Vision::load_fine } else { Vision::load };
+        let vision = load(&self.target, &file)?;
         if vision.dim() != self.params().dim {
             let what = format!(
                 "its rows are {} wide, the decoder of {} takes {}",

@@ -204,8 +204,21 @@ impl<T: Target> Vision<T> {
     /// `Invalid` when it is no vision half, a metadata value is missing or out of range, a tensor is missing or has
     /// another shape than the metadata call for.
     pub fn load(target: &T, file: &Gguf) -> Result<Vision<T>> {
+        Vision::load_with(target, file, false)
+    }
+
+    /// The same, with activations of 16 bits where the target would round them to 8: for a mixture of experts, whose routers
+    /// turn an error of the rows into another expert.
+    ///
+    /// # Errors
+    /// As [`load`](Vision::load).
+    pub fn load_fine(target: &T, file: &Gguf) -> Result<Vision<T>> {
+        Vision::load_with(target, file, true)
+    }
+
+    fn load_with(target: &T, file: &Gguf, fine: bool) -> Result<Vision<T>> {
         let params = VisionParams::read(file)?;
-        let tensors = Tensors::new(target, file);
+        let tensors = Tensors::new(target, file, fine);
         let across = params.patches_across();
         let tower = |encoder: &Encoder| -> Result<Tower<T>> {
             Ok(match encoder {

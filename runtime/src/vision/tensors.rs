@@ -28,13 +28,15 @@ impl<T: Target> Norm<T> {
 pub(super) struct Tensors<'a, T: Target> {
     target: &'a T,
     file: &'a Gguf,
+    /// Whether matrices meet activations of 16 bits.
+    fine: bool,
     /// Names that were asked for.
     asked: RefCell<HashSet<&'a str>>,
 }
 
 impl<'a, T: Target> Tensors<'a, T> {
-    pub(super) fn new(target: &'a T, file: &'a Gguf) -> Self {
-        Tensors { target, file, asked: RefCell::default() }
+    pub(super) fn new(target: &'a T, file: &'a Gguf, fine: bool) -> Self {
+        Tensors { target, file, fine, asked: RefCell::default() }
     }
 
     /// Checks that everything in the file was asked for: what belongs to an encoder and is left out would change the result.
@@ -92,7 +94,9 @@ impl<'a, T: Target> Tensors<'a, T> {
     /// A linear layer `[out, in]` that has no bias.
     pub(super) fn linear_without_bias(&self, weight: &str, out: usize, inputs: usize) -> Result<Linear<T>> {
         let tensor = self.shaped(weight, out, inputs)?;
-        Ok(Linear { weight: self.target.matrix(std::slice::from_ref(tensor))?, bias: None })
+        let parts = std::slice::from_ref(tensor);
+        let weight = if self.fine { self.target.matrix_fine(parts)? } else { self.target.matrix(parts)? };
+        Ok(Linear { weight, bias: None })
     }
 
     /// A LayerNorm.
