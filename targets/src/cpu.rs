@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod isa;
 pub mod kernels;
 pub mod matmul;
+mod mlp;
 pub mod pool;
 pub mod portable;
 pub mod q8;

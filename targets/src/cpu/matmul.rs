@@ -20,7 +20,7 @@ use super::portable::dot::LANES;
 use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels, lane};
 use super::q8::{Q8RowMut, Q8Rows};
 use super::{CpuTarget, portable};
-use crate::{Activation, After, Linear, Mlp, Result, TargetError};
+use crate::{After, Linear, Result, TargetError};
 
 /// A weight matrix: parts of a mapped file, stacked along their outputs.
 pub struct Matrix {
@@ -98,14 +98,14 @@ const TILE: usize = 24;
 
 /// What linear layers need beside their operands; made once, grown when a larger layer comes.
 pub(super) struct Scratch {
-    activations: Activations,
+    pub(super) activations: Activations,
     /// The hidden map of an MLP, a tile of rows.
-    hidden: Aligned<f32>,
-    workers: Vec<Mutex<Worker>>,
+    pub(super) hidden: Aligned<f32>,
+    pub(super) workers: Vec<Mutex<Worker>>,
 }
 
 /// A layer's input as its kernels take it.
-struct Activations {
+pub(super) struct Activations {
     /// In 8 bits.
     q8: Q8Rows,
     /// In 8 bits for batches, see [`Batch`].
@@ -117,7 +117,7 @@ struct Activations {
 }
 
 /// What each thread needs.
-struct Worker {
+pub(super) struct Worker {
     /// Weight rows as numbers.
     numbers: Aligned<f32>,
     /// Results before they are finished.
@@ -171,21 +171,21 @@ fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
 /// The rows of a layer's input, which may lie apart.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
-    values: &'a [f32],
+    pub(super) values: &'a [f32],
     /// From one row to the next.
-    stride: usize,
+    pub(super) stride: usize,
     /// Numbers of a row.
-    width: usize,
+    pub(super) width: usize,
     /// The first row, and how many there are.
-    first: usize,
-    count: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
     /// Row `r` is row `slots[r] / used` of the values.
-    slots: Option<(&'a [u32], usize)>,
+    pub(super) slots: Option<(&'a [u32], usize)>,
 }
 
 impl<'a> Rows<'a> {
     /// All rows of `values`, each `width` long.
-    fn all(values: &'a [f32], width: usize) -> Rows<'a> {
+    pub(super) fn all(values: &'a [f32], width: usize) -> Rows<'a> {
         Rows { values, stride: width, width, first: 0, count: values.len() / width, slots: None }
     }
 
@@ -204,24 +204,24 @@ impl<'a> Rows<'a> {
     }
 
     /// `count` rows from `first` on.
-    fn part(&self, first: usize, count: usize) -> Rows<'a> {
+    pub(super) fn part(&self, first: usize, count: usize) -> Rows<'a> {
         Rows { first: self.first + first, count, ..*self }
     }
 }
 
 /// Where results go: rows of `width` numbers, one after another or at slots.
 #[derive(Clone, Copy)]
-struct Out<'a> {
-    values: &'a Disjoint<'a, f32>,
-    width: usize,
-    first: usize,
+pub(super) struct Out<'a> {
+    pub(super) values: &'a Disjoint<'a, f32>,
+    pub(super) width: usize,
+    pub(super) first: usize,
     /// Row `r` is row `slots[r]` of the values; all of them differ.
-    slots: Option<&'a [u32]>,
+    pub(super) slots: Option<&'a [u32]>,
 }
 
 impl<'a> Out<'a> {
     /// Rows from `first` on.
-    fn part(&self, first: usize) -> Out<'a> {
+    pub(super) fn part(&self, first: usize) -> Out<'a> {
         Out { first: self.first + first, ..*self }
     }
 
@@ -238,10 +238,6 @@ impl<'a> Out<'a> {
     }
 }
 
-/// Bytes that the hidden map of an MLP may take, and the fewest rows of a tile.
-const HIDDEN_BYTES: usize = 8 << 20;
-const HIDDEN_ROWS: usize = 256;
-
 impl CpuTarget {
     pub(super) fn apply_linear(&self, x: &[f32], layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
         let mut scratch = self.scratch();
@@ -250,71 +246,8 @@ impl CpuTarget {
         self.multiply(Rows::all(x, layer.weight.cols), layer, after, out, activations, workers)
     }
 
-    pub(super) fn apply_mlp(&self, x: &[f32], mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
-        let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows, first: 0, slots: None };
-        self.feed_forward(Rows::all(x, mlp.up.weight.cols), mlp, after, out)
-    }
-
-    /// Rows `slot / used` of `x` to rows `slot` of `out`, for all of `slots`, which ascend and lie inside.
-    pub(super) fn apply_expert(&self, x: &[f32], slots: &[u32], used: usize, mlp: &Mlp<CpuTarget>, out: &mut [f32]) -> Result<()> {
-        let x = Rows { count: slots.len(), slots: Some((slots, used)), ..Rows::all(x, mlp.up.weight.cols) };
-        let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows, first: 0, slots: Some(slots) };
-        self.feed_forward(x, mlp, After::Nothing, out)
-    }
-
-    fn feed_forward(&self, x: Rows<'_>, mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: Out<'_>) -> Result<()> {
-        if x.count == 0 {
-            return Ok(());
-        }
-        let wide = mlp.up.weight.rows;
-        let mut scratch = self.scratch();
-        let Scratch { activations, hidden, workers } = &mut *scratch;
-        let most = (HIDDEN_BYTES / (4 * wide)).max(HIDDEN_ROWS);
-        let tile = x.count.div_ceil(x.count.div_ceil(most));
-        let hidden = hidden.at_least(tile * wide, "the hidden map of a feed-forward part")?;
-        for first in (0..x.count).step_by(tile) {
-            let count = tile.min(x.count - first);
-            let hidden = &mut hidden[..count * wide];
-            let after_up = match mlp.act {
-                Activation::Gelu => After::Gelu,
-                Activation::QuickGelu => After::QuickGelu,
-                Activation::SiluGate => After::Nothing,
-            };
-            let up = Out { values: &Disjoint::new(hidden), width: wide, first: 0, slots: None };
-            self.multiply(x.part(first, count), &mlp.up, after_up, up, activations, workers)?;
-            let mut width = wide;
-            if mlp.act == Activation::SiluGate {
-                width = wide / 2;
-                self.silu_gate(hidden, count, width);
-            }
-            let middle = Rows { width, ..Rows::all(hidden, wide) };
-            self.multiply(middle, &mlp.down, after, out.part(first), activations, workers)?;
-        }
-        Ok(())
-    }
-
-    /// The first halves of `hidden` `[rows, 2 · inner]`, the gates, take in the second.
-    fn silu_gate(&self, hidden: &mut [f32], rows: usize, inner: usize) {
-        if rows == 1 {
-            let (gate, up) = hidden.split_at_mut(inner);
-            let gate = Disjoint::new(gate);
-            self.pool.run(inner.div_ceil(64), &|_, range| {
-                let range = range.start * 64..(range.end * 64).min(inner);
-                // SAFETY: ranges of one run do not overlap.
-                self.kernels.silu_gate(unsafe { gate.piece(range.clone()) }, &up[range]);
-            });
-            return;
-        }
-        self.pool.rows(hidden, 2 * inner, &|_, _, rows| {
-            for row in rows.chunks_exact_mut(2 * inner) {
-                let (gate, up) = row.split_at_mut(inner);
-                self.kernels.silu_gate(gate, up);
-            }
-        });
-    }
-
     /// `x` `[rows, k]` through a layer into as many rows of `out`.
-    fn multiply(
+    pub(super) fn multiply(
         &self,
         x: Rows<'_>,
         layer: &Linear<CpuTarget>,
