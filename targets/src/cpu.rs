@@ -145,6 +145,16 @@ impl CpuTarget {
     }
 }
 
+/// Rows of a map that a thread convolves at a time: what its kernel works on together.
+const MAP_ROWS: usize = 8;
+/// Bytes that a thread writes at a time where an operation only passes over its rows.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// As many rows of numbers as make a piece of work.
+fn piece_rows(width: usize) -> usize {
+    (PIECE_BYTES / 4 / width.max(1)).max(1)
+}
+
 /// An error of `op` unless `ok`.
 fn expect(op: &'static str, ok: bool, what: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { Err(TargetError::Shape { op, what: what() }) }
@@ -297,7 +307,7 @@ impl Target for CpuTarget {
         expect("rms_norm", fits, || format!("rows of {width}, weight {}, out {}", weight.len(), out.width))?;
         match_rows("rms_norm", x.rows, out)?;
         let x = x.values();
-        self.pool.rows(out.values_mut(), width, &|_, first, out| {
+        self.pool.rows_by(out.values_mut(), width, piece_rows(width), &|_, first, out| {
             for (out, x) in out.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
                 self.kernels.rms_norm(x, weight, eps, out);
             }
@@ -312,7 +322,7 @@ impl Target for CpuTarget {
         expect("layer_norm", fits, what)?;
         match_rows("layer_norm", x.rows, out)?;
         let x = x.values();
-        self.pool.rows(out.values_mut(), width, &|_, first, out| {
+        self.pool.rows_by(out.values_mut(), width, piece_rows(width), &|_, first, out| {
             for (out, x) in out.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
                 self.kernels.layer_norm(x, weight, bias, eps, out);
             }
@@ -346,7 +356,7 @@ impl Target for CpuTarget {
         expect("mix_experts", out.width == width, || format!("rows of {width} to rows of {}", out.width))?;
         check_weights("mix_experts", out.rows, weights.len(), used, y.rows)?;
         let y = y.values();
-        self.pool.rows(out.values_mut(), width, &|_, first, out| {
+        self.pool.rows_by(out.values_mut(), width, piece_rows(width), &|_, first, out| {
             for (r, out) in out.chunks_exact_mut(width).enumerate() {
                 let slots = (first + r) * used..(first + r + 1) * used;
                 let (y, weights) = (&y[slots.start * width..slots.end * width], &weights[slots]);
@@ -398,7 +408,7 @@ impl Target for CpuTarget {
             let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
             scratch.at_least(self.kernels.conv_scratch(map.width, side), "scratch of a convolution")?;
         }
-        self.pool.rows(out.values_mut(), row, &|worker, first, mut out| {
+        self.pool.rows_by(out.values_mut(), row, MAP_ROWS, &|worker, first, mut out| {
             let mut scratch = self.conv[worker].lock().unwrap_or_else(PoisonError::into_inner);
             let mut at = first;
             while !out.is_empty() {
@@ -421,7 +431,7 @@ impl Target for CpuTarget {
         })?;
         match_rows("fold_2x2", x.rows / 4, out)?;
         let (x, columns) = (x.values(), map.width / 2);
-        self.pool.rows(out.values_mut(), 4 * c, &|_, first, out| {
+        self.pool.rows_by(out.values_mut(), 4 * c, piece_rows(4 * c), &|_, first, out| {
             for (r, out) in out.chunks_exact_mut(4 * c).enumerate() {
                 // Rows of all pictures run through, since each has an even number of them.
                 let (y, column) = ((first + r) / columns, (first + r) % columns);
@@ -442,7 +452,7 @@ impl Target for CpuTarget {
         })?;
         match_rows("pool_2x2", x.rows / 4, out)?;
         let (x, columns) = (x.values(), map.width / 2);
-        self.pool.rows(out.values_mut(), c, &|_, first, out| {
+        self.pool.rows_by(out.values_mut(), c, piece_rows(c), &|_, first, out| {
             for (r, out) in out.chunks_exact_mut(c).enumerate() {
                 // Rows of all pictures run through, since each has an even number of them.
                 let (y, column) = ((first + r) / columns, (first + r) % columns);
