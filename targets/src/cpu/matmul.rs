@@ -24,11 +24,11 @@ use crate::{After, Linear, Result, TargetError};
 
 /// A weight matrix: parts of a mapped file, stacked along their outputs.
 pub struct Matrix {
-    parts: Vec<Tensor>,
+    pub(super) parts: Vec<Tensor>,
     rows: usize,
     cols: usize,
     /// Bytes of an activation that meets quantised weights: 1, or 2 where that is too coarse.
-    terms: usize,
+    pub(super) terms: usize,
 }
 
 impl Matrix {
@@ -73,7 +73,7 @@ impl Matrix {
 
 /// Activation rows from which on quantised weights are unpacked once for all of them: where that was measured to be
 /// faster than a dot product per row. Compilers make more of the portable dot product than of the portable batch.
-const fn batch(isa: Isa) -> usize {
+pub(super) const fn batch(isa: Isa) -> usize {
     match isa {
         Isa::Portable => usize::MAX,
         Isa::Avx2 => 4,
@@ -99,22 +99,38 @@ const TILE: usize = 24;
 /// What linear layers need beside their operands; made once, grown when a larger layer comes.
 pub(super) struct Scratch {
     pub(super) activations: Activations,
-    /// The hidden map of an MLP, a tile of rows.
+    /// The hidden map of an MLP, a tile of rows, as numbers or as the second layer takes it.
     pub(super) hidden: Aligned<f32>,
+    pub(super) hidden_activations: Activations,
     pub(super) workers: Vec<Mutex<Worker>>,
 }
 
 /// A layer's input as its kernels take it.
 pub(super) struct Activations {
     /// In 8 bits.
-    q8: Q8Rows,
+    pub(super) q8: Q8Rows,
     /// In 8 bits for batches, see [`Batch`].
-    qs: Aligned<i8>,
-    d: Aligned<f32>,
-    aux: Aligned<i32>,
+    pub(super) qs: Aligned<i8>,
+    pub(super) d: Aligned<f32>,
+    pub(super) aux: Aligned<i32>,
     /// In f32 for batches.
     floats: Aligned<f32>,
 }
+
+/// Quantised weight rows that a batch is multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    /// The matrices, and where the rows begin in each: gate and up, whose results are wanted side by side, or just one.
+    pub(super) halves: &'a [(&'a Tensor, usize)],
+    /// Rows of each half.
+    pub(super) rows: usize,
+    /// Activation blocks of a row.
+    pub(super) blocks: usize,
+    pub(super) kind: Kind,
+}
+
+/// Takes results `[rows, halves, panels, 16]` of a tile while they are in cache; the panels belong to the calling thread.
+pub(super) type FinishTile<'a> = dyn Fn(&mut [f32], Range<usize>, Range<usize>) + Sync + 'a;
 
 /// What each thread needs.
 pub(super) struct Worker {
@@ -140,26 +156,34 @@ impl Scratch {
                 floats: Aligned::empty(),
             })
         };
-        let activations = Activations {
+        let activations = || Activations {
             q8: Q8Rows::default(),
             qs: Aligned::empty(),
             d: Aligned::empty(),
             aux: Aligned::empty(),
             floats: Aligned::empty(),
         };
-        Scratch { activations, hidden: Aligned::empty(), workers: (0..threads).map(|_| worker()).collect() }
+        Scratch {
+            activations: activations(),
+            hidden: Aligned::empty(),
+            hidden_activations: activations(),
+            workers: (0..threads).map(|_| worker()).collect(),
+        }
     }
 }
 
 impl Scratch {
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        let Activations { q8, qs, d, aux, floats } = &self.activations;
+        let of_activations = |activations: &Activations| {
+            let Activations { q8, qs, d, aux, floats } = activations;
+            q8.bytes() + qs.bytes() + d.bytes() + aux.bytes() + floats.bytes()
+        };
         let of_worker = |worker: &Mutex<Worker>| {
             let Worker { numbers, sums, codes, s, m, floats } = &*lock(worker);
             numbers.bytes() + sums.bytes() + codes.bytes() + s.bytes() + m.bytes() + floats.bytes()
         };
-        let activations = q8.bytes() + qs.bytes() + d.bytes() + aux.bytes() + floats.bytes();
+        let activations = of_activations(&self.activations) + of_activations(&self.hidden_activations);
         activations + self.hidden.bytes() + self.workers.iter().map(of_worker).sum::<usize>()
     }
 }
@@ -276,7 +300,7 @@ impl CpuTarget {
     }
 
     /// Whether a part of this format meets activations in 8 bits.
-    fn in_8_bits(&self, ty: GgmlType) -> bool {
+    pub(super) fn in_8_bits(&self, ty: GgmlType) -> bool {
         !ty.is_float() && !self.f32_activations
     }
 
@@ -378,7 +402,11 @@ impl CpuTarget {
                         self.deal_sums(rows, k, matrix.terms, kind, activations)?;
                         dealt = Some(kind);
                     }
-                    self.multiply_codes(tensor, kind, rows, columns, layer, after, out, activations, workers)?;
+                    let weights = Weights { halves: &[(tensor, 0)], rows: tensor.rows(), blocks: k / 32, kind };
+                    let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
+                        self.finish_tile(sums, rows, panels.start, panels.len(), &columns, layer, after, out);
+                    };
+                    self.multiply_codes(rows, matrix.terms, activations, weights, workers, &finish)?;
                 }
                 None => self.multiply_floats(tensor, rows, columns, layer, after, out, &activations.floats, workers)?,
             }
@@ -387,53 +415,54 @@ impl CpuTarget {
         Ok(())
     }
 
-    /// One quantised part of a batch's layer: `columns` of the results.
-    #[allow(clippy::too_many_arguments)] // one step of `multiply_batch`
-    fn multiply_codes(
+    /// Batched rows of activations, `terms` bytes each, times weight rows, two panels or more at a time.
+    pub(super) fn multiply_codes(
         &self,
-        tensor: &Tensor,
-        kind: Kind,
         rows: usize,
-        columns: Range<usize>,
-        layer: &Linear<CpuTarget>,
-        after: After<'_, Vec<f32>>,
-        out: Out<'_>,
+        terms: usize,
         activations: &Activations,
+        weights: Weights<'_>,
         workers: &[Mutex<Worker>],
+        finish: &FinishTile<'_>,
     ) -> Result<()> {
-        let (k, terms) = (layer.weight.cols, layer.weight.terms);
-        let blocks = k / 32;
+        let Weights { halves, rows: weight_rows, blocks, kind } = weights;
+        let k = 32 * blocks;
         let (codes_len, scales_len) = (blocks * PANEL_BLOCK, blocks * kind.groups() * PANEL);
         let minima_len = if kind.min { scales_len } else { 0 };
-        let strip = panels_of_strip(codes_len + 4 * (scales_len + minima_len));
+        let strip = (panels_of_strip(codes_len + 4 * (scales_len + minima_len)) / halves.len()).next_multiple_of(2);
         for worker in workers {
             let mut worker = lock(worker);
-            let what = "unpacked weights";
-            worker.codes.at_least(strip * codes_len, what)?;
-            worker.s.at_least(strip * scales_len, what)?;
-            worker.m.at_least(strip * minima_len, what)?;
-            worker.sums.at_least(TILE * strip * PANEL, "results of a linear layer")?;
+            let (what, panels) = ("unpacked weights", strip * halves.len());
+            worker.codes.at_least(panels * codes_len, what)?;
+            worker.s.at_least(panels * scales_len, what)?;
+            worker.m.at_least(panels * minima_len, what)?;
+            worker.sums.at_least(TILE * panels * PANEL, "results of a linear layer")?;
         }
         let Activations { qs, d, aux, .. } = activations;
-        self.pool.run(tensor.rows().div_ceil(PANEL), &|thread, mine| {
+        let panels = weight_rows.div_ceil(PANEL);
+        // Pairs, which make a block of activations.
+        self.pool.run(panels.div_ceil(2), &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { sums, codes, s, m, .. } = &mut *worker;
+            let mine = 2 * mine.start..(2 * mine.end).min(panels);
             for first in mine.clone().step_by(strip) {
                 let count = strip.min(mine.end - first);
-                for p in 0..count {
-                    let weight_rows = (first + p) * PANEL..((first + p + 1) * PANEL).min(tensor.rows());
-                    let bytes = &tensor.bytes()[weight_rows.start * tensor.row_bytes()..weight_rows.end * tensor.row_bytes()];
+                for (p, (half, panel)) in halves.iter().flat_map(|half| (first..first + count).map(move |panel| (half, panel))).enumerate()
+                {
+                    let (tensor, at) = *half;
+                    let mine = at + panel * PANEL..at + ((panel + 1) * PANEL).min(weight_rows);
+                    let bytes = &tensor.bytes()[mine.start * tensor.row_bytes()..mine.end * tensor.row_bytes()];
                     let (codes, s) = (&mut codes[p * codes_len..][..codes_len], &mut s[p * scales_len..][..scales_len]);
                     let m = &mut m[p * minima_len..][..minima_len];
-                    self.kernels.pack(tensor.ty(), bytes, weight_rows.len(), blocks, codes, s, m);
+                    self.kernels.pack(tensor.ty(), bytes, mine.len(), blocks, codes, s, m);
                 }
-                let panels = Panels { codes, s, m, blocks, count, kind };
+                let panels = Panels { codes, s, m, blocks, count: count * halves.len(), kind };
                 for row in (0..rows).step_by(TILE) {
                     let tile = TILE.min(rows - row);
                     let (qs, aux) = (&qs[row * terms * k..], &aux[row * blocks * kind.groups()..]);
                     let x = Batch { fine: terms == 2, qs, d: &d[row * blocks..], aux, rows: tile };
-                    self.kernels.multiply(x, panels, sums, count * PANEL);
-                    self.finish_tile(sums, row..row + tile, first, count, &columns, layer, after, out);
+                    self.kernels.multiply(x, panels, sums, panels.count * PANEL);
+                    finish(&mut sums[..tile * panels.count * PANEL], row..row + tile, first..first + count);
                 }
             }
         });
@@ -486,7 +515,7 @@ impl CpuTarget {
 
     /// Finishes results `sums` `[rows, count · PANEL]` of panels `first..` of a part that makes `columns`.
     #[allow(clippy::too_many_arguments)] // one step of `multiply_batch`
-    fn finish_tile(
+    pub(super) fn finish_tile(
         &self,
         sums: &mut [f32],
         rows: Range<usize>,
@@ -506,7 +535,7 @@ impl CpuTarget {
     }
 
     /// Codes and scales of quantised rows in the order that batches take.
-    fn deal_codes(&self, rows: usize, k: usize, terms: usize, activations: &mut Activations) -> Result<()> {
+    pub(super) fn deal_codes(&self, rows: usize, k: usize, terms: usize, activations: &mut Activations) -> Result<()> {
         let blocks = k / 32;
         let Activations { q8, qs, d, .. } = activations;
         let what = "activations of a batch";
@@ -534,11 +563,11 @@ impl CpuTarget {
     }
 
     /// What weights of `kind` need of the sums of quantised rows, see [`Batch::aux`].
-    fn deal_sums(&self, rows: usize, k: usize, terms: usize, kind: Kind, activations: &mut Activations) -> Result<()> {
+    pub(super) fn deal_sums(&self, rows: usize, k: usize, terms: usize, kind: Kind, activations: &mut Activations) -> Result<()> {
         let (blocks, groups) = (k / 32, kind.groups());
         let Activations { q8, aux, .. } = activations;
         let aux = aux.at_least(rows * blocks * groups, "activations of a batch")?;
-        let one = |sum: i32| if kind.min { (sum as f32).to_bits() as i32 } else { -kind.offset * sum };
+        let one = |sum: i32| aux_of(kind, sum);
         self.pool.rows(aux, blocks * groups, &|_, first, aux| {
             for (r, aux) in aux.chunks_exact_mut(blocks * groups).enumerate() {
                 let row = (first + r) * terms;
@@ -561,7 +590,7 @@ impl CpuTarget {
     }
 
     /// Rows of activations in 8 bits, `terms` of them (1 or 2) one after another for each row of `x`.
-    fn quantize(&self, x: Rows<'_>, terms: usize, q8: &mut Q8Rows) -> Result<()> {
+    pub(super) fn quantize(&self, x: Rows<'_>, terms: usize, q8: &mut Q8Rows) -> Result<()> {
         let (rows, k) = (x.count, x.width);
         q8.shape(rows * terms, k)?;
         let (qs, d, sums) = q8.arrays_mut();
@@ -586,6 +615,11 @@ impl CpuTarget {
         });
         Ok(())
     }
+}
+
+/// What weights of `kind` need of the sum of a group's codes, see [`Batch::aux`].
+pub(super) fn aux_of(kind: Kind, sum: i32) -> i32 {
+    if kind.min { (sum as f32).to_bits() as i32 } else { -kind.offset * sum }
 }
 
 /// Panels of `bytes` each that a thread works on together: an even number.

@@ -1,16 +1,110 @@
 //! Feed-forward parts: two linear layers with an activation between them, row tile by row tile.
 //!
-//! The hidden map, several times as wide as the rows, exists for one tile at a time. A tile has as many rows as keep
-//! unpacking the weights, which both layers do once per tile, a small part of the work.
+//! The hidden map, several times as wide as the rows, exists for one tile at a time. Where both layers are quantised it
+//! never exists as numbers: while a strip of it is in cache, it goes through the activation and becomes what the
+//! second layer takes. A tile has as many rows as keep unpacking the weights, which both layers do once per tile, a
+//! small part of the work.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use sphinx_quant::Tensor;
 
 use super::CpuTarget;
-use super::matmul::{Out, Rows, Scratch};
+use super::kernels::{Kernels, kind};
+use super::matmul::{Activations, Out, Rows, Scratch, Weights, Worker, aux_of, batch};
 use super::pool::Disjoint;
-use crate::{Activation, After, Mlp, Result};
+use super::portable::dot::LANES;
+use super::portable::gemm::{Kind, PANEL, place};
+use super::q8::Q8RowMut;
+use crate::{Activation, After, Linear, Mlp, Result};
 
-/// Bytes that the hidden map of an MLP may take, and the fewest rows of a tile.
+/// Bytes that the hidden map of an MLP may take as numbers, and the fewest rows of a tile.
 const HIDDEN_BYTES: usize = 8 << 20;
 const HIDDEN_ROWS: usize = 256;
+/// Codes of the hidden map, which are bytes, at most, and the fewest and the most rows of a tile.
+const CODES: usize = 12 << 20;
+const CODES_LEAST: usize = 512;
+const CODES_MOST: usize = 4096;
+
+/// Both layers of a feed-forward part whose hidden map need not exist as numbers.
+struct Quantised<'a> {
+    up: &'a Linear<CpuTarget>,
+    /// Where the rows of gate and up begin, or the only ones.
+    halves: [(&'a Tensor, usize); 2],
+    /// 2 when there is a gate.
+    halves_len: usize,
+    up_kind: Kind,
+    down: &'a Tensor,
+    down_kind: Kind,
+    inner: usize,
+}
+
+/// Batched activations that are written block by block.
+struct Blocks<'a> {
+    qs: Disjoint<'a, i8>,
+    d: Disjoint<'a, f32>,
+    aux: Disjoint<'a, i32>,
+    /// Blocks of a row.
+    blocks: usize,
+    terms: usize,
+    kind: Kind,
+}
+
+/// Columns of the hidden map that become codes together, at most.
+const PIECE: usize = 256;
+
+/// One row of a strip in 8 bits.
+struct Piece {
+    qs: [i8; PIECE],
+    d: [f32; PIECE / 32],
+    sums: [i16; PIECE / 16],
+}
+
+impl Piece {
+    const EMPTY: Piece = Piece { qs: [0; PIECE], d: [0.0; PIECE / 32], sums: [0; PIECE / 16] };
+
+    fn first(&mut self, n: usize) -> Q8RowMut<'_> {
+        Q8RowMut { qs: &mut self.qs[..n], d: &mut self.d[..n / 32], sums: &mut self.sums[..n / 16] }
+    }
+}
+
+impl Blocks<'_> {
+    /// Columns of row `row` from block `first` on, whole blocks.
+    ///
+    /// # Safety
+    /// Nobody else writes these blocks.
+    unsafe fn put(&self, kernels: &Kernels, row: usize, first: usize, x: &[f32]) {
+        for (i, x) in x.chunks(PIECE).enumerate() {
+            let mut pieces = [Piece::EMPTY; 2];
+            let [high, low] = &mut pieces;
+            match self.terms {
+                1 => kernels.quantize_q8(x, high.first(x.len())),
+                _ => kernels.quantize_fine(x, [high.first(x.len()), low.first(x.len())]),
+            }
+            for b in 0..x.len() / 32 {
+                let at = row * self.blocks + place(first + i * (PIECE / 32) + b, self.blocks, LANES);
+                let groups = self.kind.groups();
+                // SAFETY: blocks differ in where they are stored, and the caller has this one to itself.
+                let (qs, d, aux) = unsafe {
+                    let qs = self.qs.piece(at * self.terms * 32..(at + 1) * self.terms * 32);
+                    (qs, self.d.piece(at..at + 1), self.aux.piece(at * groups..(at + 1) * groups))
+                };
+                for (qs, piece) in qs.as_chunks_mut::<32>().0.iter_mut().zip(&pieces) {
+                    *qs = piece.qs.as_chunks().0[b];
+                }
+                // The scales that count are those of a row's last term.
+                d[0] = pieces[self.terms - 1].d[b];
+                let sums = |term: usize| pieces[term].sums.as_chunks::<2>().0[b].map(i32::from);
+                let [a, b] = if self.terms == 2 { [0, 1].map(|h| 256 * sums(0)[h] + sums(1)[h]) } else { sums(0) };
+                match aux {
+                    [both] => *both = aux_of(self.kind, a + b),
+                    halves => halves.copy_from_slice(&[aux_of(self.kind, a), aux_of(self.kind, b)]),
+                }
+            }
+        }
+    }
+}
 
 impl CpuTarget {
     pub(super) fn apply_mlp(&self, x: &[f32], mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
@@ -26,12 +120,15 @@ impl CpuTarget {
     }
 
     fn feed_forward(&self, x: Rows<'_>, mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: Out<'_>) -> Result<()> {
-        if x.count == 0 {
+        if x.count() == 0 {
             return Ok(());
+        }
+        if let Some(parts) = self.quantised(mlp, x.count()) {
+            return self.feed_forward_codes(x, &parts, mlp, after, out);
         }
         let wide = mlp.up.weight.rows();
         let mut scratch = self.scratch();
-        let Scratch { activations, hidden, workers } = &mut *scratch;
+        let Scratch { activations, hidden, workers, .. } = &mut *scratch;
         let most = (HIDDEN_BYTES / (4 * wide)).max(HIDDEN_ROWS);
         let tile = x.count.div_ceil(x.count.div_ceil(most));
         let hidden = hidden.at_least(tile * wide, "the hidden map of a feed-forward part")?;
@@ -54,6 +151,96 @@ impl CpuTarget {
             self.multiply(middle, &mlp.down, after, out.part(first), activations, workers)?;
         }
         Ok(())
+    }
+
+    /// The layers of `mlp` where `rows` of its hidden map need not exist as numbers: both quantised, met by activations in
+    /// 8 bits, and the rows enough for a batch.
+    fn quantised<'a>(&self, mlp: &'a Mlp<CpuTarget>, rows: usize) -> Option<Quantised<'a>> {
+        let (up, inner) = (&mlp.up, mlp.down.weight.cols());
+        let (halves, halves_len) = match (mlp.act, &up.weight.parts[..]) {
+            (Activation::SiluGate, [both]) => ([(both, 0), (both, inner)], 2),
+            (Activation::SiluGate, [gate, up]) if gate.rows() == inner && up.rows() == inner => ([(gate, 0), (up, 0)], 2),
+            (Activation::Gelu | Activation::QuickGelu, [up]) => ([(up, 0); 2], 1),
+            _ => return None,
+        };
+        let [down] = &mlp.down.weight.parts[..] else { return None };
+        let kind_of = |tensor: &Tensor| kind(tensor.ty()).filter(|_| self.in_8_bits(tensor.ty()));
+        let (kinds, down_kind) = (halves.map(|(tensor, _)| kind_of(tensor)), kind_of(down)?);
+        let up_kind = kinds[0].filter(|_| kinds[0] == kinds[1])?;
+        let fits = self.recorder.is_none() && rows >= batch(self.isa()) && inner.is_multiple_of(32);
+        fits.then_some(Quantised { up, halves, halves_len, up_kind, down, down_kind, inner })
+    }
+
+    fn feed_forward_codes(
+        &self,
+        x: Rows<'_>,
+        parts: &Quantised<'_>,
+        mlp: &Mlp<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: Out<'_>,
+    ) -> Result<()> {
+        let (inner, terms) = (parts.inner, mlp.down.weight.terms);
+        let mut scratch = self.scratch();
+        let Scratch { activations, hidden_activations, workers, .. } = &mut *scratch;
+        let most = (CODES / (inner * terms)).clamp(CODES_LEAST / terms, CODES_MOST);
+        let tile = x.count().div_ceil(x.count().div_ceil(most));
+        for first in (0..x.count()).step_by(tile) {
+            let (x, out) = (x.part(first, tile.min(x.count() - first)), out.part(first));
+            self.hidden_codes(x, parts, mlp, activations, hidden_activations, workers)?;
+            let weights = Weights { halves: &[(parts.down, 0)], rows: parts.down.rows(), blocks: inner / 32, kind: parts.down_kind };
+            let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
+                self.finish_tile(sums, rows, panels.start, panels.len(), &(0..parts.down.rows()), &mlp.down, after, out);
+            };
+            self.multiply_codes(x.count(), terms, hidden_activations, weights, workers, &finish)?;
+        }
+        Ok(())
+    }
+
+    /// The hidden map of the rows `x` as the second layer takes it.
+    fn hidden_codes(
+        &self,
+        x: Rows<'_>,
+        parts: &Quantised<'_>,
+        mlp: &Mlp<CpuTarget>,
+        activations: &mut Activations,
+        hidden: &mut Activations,
+        workers: &[Mutex<Worker>],
+    ) -> Result<()> {
+        let &Quantised { up, halves, halves_len, up_kind, down_kind, inner, .. } = parts;
+        let (rows, width, up_terms, terms) = (x.count(), x.width(), up.weight.terms, mlp.down.weight.terms);
+        self.quantize(x, up_terms, &mut activations.q8)?;
+        self.deal_codes(rows, width, up_terms, activations)?;
+        self.deal_sums(rows, width, up_terms, up_kind, activations)?;
+        let (blocks, what) = (inner / 32, "the hidden map of a feed-forward part");
+        let Activations { qs, d, aux, .. } = hidden;
+        let to = Blocks {
+            qs: Disjoint::new(qs.at_least(rows * inner * terms, what)?),
+            d: Disjoint::new(d.at_least(rows * blocks, what)?),
+            aux: Disjoint::new(aux.at_least(rows * blocks * down_kind.groups(), what)?),
+            blocks,
+            terms,
+            kind: down_kind,
+        };
+        let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
+            let (first, columns) = (panels.start * PANEL, panels.len() * PANEL);
+            for (row, y) in rows.zip(sums.chunks_exact_mut(halves_len * columns)) {
+                if let Some(bias) = &up.bias {
+                    for (half, y) in y.chunks_exact_mut(columns).enumerate() {
+                        y.iter_mut().zip(&bias[half * inner + first..]).for_each(|(y, b)| *y += b);
+                    }
+                }
+                let (y, gated) = y.split_at_mut(columns);
+                match mlp.act {
+                    Activation::Gelu => self.kernels.gelu(y),
+                    Activation::QuickGelu => self.kernels.quick_gelu(y),
+                    Activation::SiluGate => self.kernels.silu_gate(y, gated),
+                }
+                // SAFETY: the panels, pairs of which make whole blocks, belong to this thread alone.
+                unsafe { to.put(&self.kernels, row, first / 32, y) };
+            }
+        };
+        let weights = Weights { halves: &halves[..halves_len], rows: inner, blocks: width / 32, kind: up_kind };
+        self.multiply_codes(rows, up_terms, activations, weights, workers, &finish)
     }
 
     /// The first halves of `hidden` `[rows, 2 · inner]`, the gates, take in the second.

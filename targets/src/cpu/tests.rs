@@ -181,6 +181,37 @@ fn feed_forward_parts_in_tiles() {
     }
 }
 
+#[test]
+fn a_hidden_map_of_codes_is_the_one_of_numbers() {
+    let mut rng = Pcg64::seed_from_u64(14);
+    // Wide enough that the rows need two tiles; few rows alone go through numbers.
+    let (k, inner, rows) = (32, 24576, 514);
+    let types = [GgmlType::Q8_0, GgmlType::Q4_K, GgmlType::Q6_K];
+    for (i, act) in [Activation::Gelu, Activation::QuickGelu, Activation::SiluGate, Activation::SiluGate].into_iter().enumerate() {
+        let wide = if act == Activation::SiluGate { 2 * inner } else { inner };
+        let up = tensor(GgmlType::Q8_0, wide, k, &random(&mut rng, wide * k));
+        let down = tensor(types[i % 3], k, inner, &random(&mut rng, inner * k));
+        let (x, bias) = (random(&mut rng, rows * k), random(&mut rng, wide));
+        // The portable kernels make no batches.
+        for t in targets().into_iter().filter(|t| t.isa() != Isa::Portable) {
+            // Gate and up as one tensor and as two.
+            let halves = if i == 3 { vec![up.part(0..inner).unwrap(), up.part(inner..wide).unwrap()] } else { vec![up.clone()] };
+            for fine in [false, true] {
+                let matrix = |parts: &[Tensor]| if fine { t.matrix_fine(parts) } else { t.matrix(parts) }.unwrap();
+                let up = Linear { weight: matrix(&halves), bias: Some(bias.clone()) };
+                let mlp = Mlp { up, act, down: Linear { weight: matrix(std::slice::from_ref(&down)), bias: None } };
+                let mut out = t.buffer(rows, k).unwrap();
+                t.mlp(&filled(&t, &x, k), &mlp, After::Nothing, &mut out).unwrap();
+                for row in [0, 1, 255, 257, rows - 1] {
+                    let mut one = t.buffer(1, k).unwrap();
+                    t.mlp(&filled(&t, &x[row * k..(row + 1) * k], k), &mlp, After::Nothing, &mut one).unwrap();
+                    assert_eq!(one.values(), &out.values()[row * k..(row + 1) * k], "{act:?} {} fine {fine}: row {row}", t.name());
+                }
+            }
+        }
+    }
+}
+
 /// A routing of `rows` tokens to two of `experts` each, as slots of every expert.
 fn routes(rng: &mut Pcg64, rows: usize, experts: usize) -> Vec<Vec<u32>> {
     let mut slots = vec![Vec::new(); experts];
