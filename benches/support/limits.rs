@@ -130,7 +130,7 @@ impl Limits {
         }
         #[cfg(target_arch = "x86_64")]
         {
-            let took = time(threads, || self.pool.run(threads, &|_, _| x86::arithmetic(limit, TURNS)));
+            let took = time(threads, || self.pool.run(threads, &|_, mine| mine.for_each(|_| x86::arithmetic(limit, TURNS))));
             Some(((threads as u64 * TURNS * x86::operations(limit)) as f64, took))
         }
         #[cfg(not(target_arch = "x86_64"))]
