@@ -263,3 +263,20 @@ fn an_eight_bit_cache_stays_close() {
         assert!(least >= bar, "{kv:?}: {least}");
     }
 }
+
+#[test]
+fn a_reply_is_the_same_for_any_number_of_threads() {
+    for (name, quant) in [("ens5", "Q4_K_M"), ("moe", "Q8_0")] {
+        let (case, folder) = (fixture(name), tempfile::tempdir().expect("a folder"));
+        let model = convert(&case.join("checkpoint"), folder.path(), name, quant);
+        let with = |threads| {
+            let options = CpuOptions { threads: Some(threads), ..CpuOptions::from_env().expect("the environment") };
+            let run = run(CpuTarget::new(options).expect("a target"), &model, &case);
+            (run.rows().to_vec(), run.text_logits, run.greedy)
+        };
+        let one = with(1);
+        for threads in [2, 4, 8, 16] {
+            assert!(with(threads) == one, "{name} {quant}: {threads} threads");
+        }
+    }
+}

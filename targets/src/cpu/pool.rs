@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 /// A piece of work: called with the worker's number and its range.
 type Job<'a> = dyn Fn(usize, Range<usize>) + Sync + 'a;
 
-/// How long an idle worker looks for work before it sleeps: about what lies between the jobs of one token.
-const SPIN_IDLE: Duration = Duration::from_micros(100);
+/// How long an idle worker looks for work before it sleeps: about what lies between the jobs of one token. Beside a busy
+/// neighbour its looking takes time from those that work.
+const SPIN_IDLE: Duration = Duration::from_micros(25);
 /// How long the caller looks whether a worker has finished its last piece before it sleeps, too. Longer means that the
 /// worker was probably stopped in the middle; a sleeping caller leaves a processor on which it can go on.
-const SPIN_LAST: Duration = Duration::from_micros(50);
+const SPIN_LAST: Duration = Duration::from_micros(20);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 32;
 
