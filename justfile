@@ -13,9 +13,13 @@ parity:
 golden:
     cargo test --test golden
 
-# Kernel benches: a rate beside the machine's limit.
-bench *ARGS:
-    cargo bench -p sphinx-targets {{ARGS}}
+# Kernel benches, each rate beside the machine's limit: `just bench gemm Q4_K`. Others: limits, decode, kernels.
+bench NAME *ARGS:
+    cargo bench -p sphinx-targets --no-default-features --bench {{NAME}} -- {{ARGS}}
+
+# What kernels take under callgrind against what is recorded; `just instructions --record` after a change that is meant.
+instructions *ARGS:
+    cargo test -p sphinx-runtime --no-default-features --test instructions -- {{ARGS}}
 
 # One fuzz target for some minutes: `just fuzz gguf_read 180`.
 fuzz TARGET SECONDS="180":
