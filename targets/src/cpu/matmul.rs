@@ -93,8 +93,8 @@ const STRIP: usize = 64;
 const PANEL_BYTES: usize = 512 << 10;
 /// Panels of unpacked weights that a thread works on, at most.
 const PANELS_MOST: usize = 16;
-/// Activation rows that a strip of panels is multiplied with between finishes.
-const TILE: usize = 24;
+/// Activation rows that a strip of panels is multiplied with between finishes: whole tiles of five rows and of six.
+const TILE: usize = 30;
 
 /// What linear layers need beside their operands; made once, grown when a larger layer comes.
 pub(super) struct Scratch {
@@ -117,6 +117,13 @@ pub(super) struct Activations {
     floats: Aligned<f32>,
 }
 
+impl Activations {
+    /// `rows` rows in `terms` bytes as batches take them; `aux` is where what their weights need of sums begins.
+    pub(super) fn batch(&self, rows: usize, terms: usize, aux: usize) -> Batch<'_> {
+        Batch { fine: terms == 2, qs: &self.qs, d: &self.d, aux: &self.aux[aux..], rows }
+    }
+}
+
 /// Quantised weight rows that a batch is multiplied with.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a> {
@@ -134,6 +141,8 @@ pub(super) type FinishTile<'a> = dyn Fn(&mut [f32], Range<usize>, Range<usize>) 
 
 /// What each thread needs.
 pub(super) struct Worker {
+    /// A row of activations in 8 bits.
+    q8: Q8Rows,
     /// Weight rows as numbers.
     numbers: Aligned<f32>,
     /// Results before they are finished.
@@ -148,6 +157,7 @@ impl Scratch {
     pub(super) fn new(threads: usize) -> Scratch {
         let worker = || {
             Mutex::new(Worker {
+                q8: Q8Rows::default(),
                 numbers: Aligned::empty(),
                 sums: Aligned::empty(),
                 codes: Aligned::empty(),
@@ -180,8 +190,8 @@ impl Scratch {
             q8.bytes() + qs.bytes() + d.bytes() + aux.bytes() + floats.bytes()
         };
         let of_worker = |worker: &Mutex<Worker>| {
-            let Worker { numbers, sums, codes, s, m, floats } = &*lock(worker);
-            numbers.bytes() + sums.bytes() + codes.bytes() + s.bytes() + m.bytes() + floats.bytes()
+            let Worker { q8, numbers, sums, codes, s, m, floats } = &*lock(worker);
+            q8.bytes() + numbers.bytes() + sums.bytes() + codes.bytes() + s.bytes() + m.bytes() + floats.bytes()
         };
         let activations = of_activations(&self.activations) + of_activations(&self.hidden_activations);
         activations + self.hidden.bytes() + self.workers.iter().map(of_worker).sum::<usize>()
@@ -325,7 +335,7 @@ impl CpuTarget {
             worker.sums.at_least(rows * STRIP, "results of a linear layer")?;
         }
         let q8 = &activations.q8;
-        self.pool.run(matrix.rows, &|thread, mine| {
+        self.pool.run_by(matrix.rows, STRIP, &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { numbers, sums, .. } = &mut *worker;
             let mut first = 0;
@@ -381,9 +391,16 @@ impl CpuTarget {
     ) -> Result<()> {
         let matrix = &layer.weight;
         let (k, rows) = (matrix.cols, x.count);
-        if matrix.parts.iter().any(|t| self.in_8_bits(t.ty())) {
-            self.quantize(x, matrix.terms, &mut activations.q8)?;
-            self.deal_codes(rows, k, matrix.terms, activations)?;
+        let mut kinds = [NO_KIND; KINDS];
+        let mut n_kinds = 0;
+        for kind in matrix.parts.iter().filter(|t| self.in_8_bits(t.ty())).filter_map(|t| kind(t.ty())) {
+            if !kinds[..n_kinds].contains(&kind) {
+                kinds[n_kinds] = kind;
+                n_kinds += 1;
+            }
+        }
+        if n_kinds > 0 {
+            self.deal(x, matrix.terms, &kinds[..n_kinds], activations, workers)?;
         }
         if matrix.parts.iter().any(|t| !self.in_8_bits(t.ty())) {
             let dealt = activations.floats.at_least(rows * k, "activations of a batch")?;
@@ -393,20 +410,18 @@ impl CpuTarget {
                 }
             });
         }
-        let (mut first, mut dealt) = (0, None);
+        let mut first = 0;
         for tensor in &matrix.parts {
             let columns = first..first + tensor.rows();
             match kind(tensor.ty()).filter(|_| self.in_8_bits(tensor.ty())) {
                 Some(kind) => {
-                    if dealt != Some(kind) {
-                        self.deal_sums(rows, k, matrix.terms, kind, activations)?;
-                        dealt = Some(kind);
-                    }
+                    let j = kinds.iter().position(|&k| k == kind).expect("the kinds of all parts were collected");
+                    let x = activations.batch(rows, matrix.terms, aux_at(j, rows, k / 32));
                     let weights = Weights { halves: &[(tensor, 0)], rows: tensor.rows(), blocks: k / 32, kind };
                     let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
                         self.finish_tile(sums, rows, panels.start, panels.len(), &columns, layer, after, out);
                     };
-                    self.multiply_codes(rows, matrix.terms, activations, weights, workers, &finish)?;
+                    self.multiply_codes(x, weights, workers, &finish)?;
                 }
                 None => self.multiply_floats(tensor, rows, columns, layer, after, out, &activations.floats, workers)?,
             }
@@ -415,18 +430,16 @@ impl CpuTarget {
         Ok(())
     }
 
-    /// Batched rows of activations, `terms` bytes each, times weight rows, two panels or more at a time.
+    /// Batched rows of activations times weight rows, two panels or more at a time.
     pub(super) fn multiply_codes(
         &self,
-        rows: usize,
-        terms: usize,
-        activations: &Activations,
+        x: Batch<'_>,
         weights: Weights<'_>,
         workers: &[Mutex<Worker>],
         finish: &FinishTile<'_>,
     ) -> Result<()> {
         let Weights { halves, rows: weight_rows, blocks, kind } = weights;
-        let k = 32 * blocks;
+        let row_len = 32 * blocks * if x.fine { 2 } else { 1 };
         let (codes_len, scales_len) = (blocks * PANEL_BLOCK, blocks * kind.groups() * PANEL);
         let minima_len = if kind.min { scales_len } else { 0 };
         let strip = (panels_of_strip(codes_len + 4 * (scales_len + minima_len)) / halves.len()).next_multiple_of(2);
@@ -438,10 +451,10 @@ impl CpuTarget {
             worker.m.at_least(panels * minima_len, what)?;
             worker.sums.at_least(TILE * panels * PANEL, "results of a linear layer")?;
         }
-        let Activations { qs, d, aux, .. } = activations;
         let panels = weight_rows.div_ceil(PANEL);
         // Pairs, which make a block of activations.
-        self.pool.run(panels.div_ceil(2), &|thread, mine| {
+        let pairs = panels.div_ceil(2);
+        self.pool.run_by(pairs, (strip / 2).min(pairs.div_ceil(workers.len())), &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { sums, codes, s, m, .. } = &mut *worker;
             let mine = 2 * mine.start..(2 * mine.end).min(panels);
@@ -457,10 +470,10 @@ impl CpuTarget {
                     self.kernels.pack(tensor.ty(), bytes, mine.len(), blocks, codes, s, m);
                 }
                 let panels = Panels { codes, s, m, blocks, count: count * halves.len(), kind };
-                for row in (0..rows).step_by(TILE) {
-                    let tile = TILE.min(rows - row);
-                    let (qs, aux) = (&qs[row * terms * k..], &aux[row * blocks * kind.groups()..]);
-                    let x = Batch { fine: terms == 2, qs, d: &d[row * blocks..], aux, rows: tile };
+                for row in (0..x.rows).step_by(TILE) {
+                    let tile = TILE.min(x.rows - row);
+                    let (qs, aux) = (&x.qs[row * row_len..], &x.aux[row * blocks * kind.groups()..]);
+                    let x = Batch { qs, d: &x.d[row * blocks..], aux, rows: tile, ..x };
                     self.kernels.multiply(x, panels, sums, panels.count * PANEL);
                     finish(&mut sums[..tile * panels.count * PANEL], row..row + tile, first..first + count);
                 }
@@ -490,7 +503,8 @@ impl CpuTarget {
             worker.floats.at_least(strip * k * PANEL, "unpacked weights")?;
             worker.sums.at_least(TILE * strip * PANEL, "results of a linear layer")?;
         }
-        self.pool.run(tensor.rows().div_ceil(PANEL), &|thread, mine| {
+        let panels = tensor.rows().div_ceil(PANEL);
+        self.pool.run_by(panels, grain(panels, strip, workers.len()), &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { sums, numbers, floats, .. } = &mut *worker;
             for first in mine.clone().step_by(strip) {
@@ -534,27 +548,61 @@ impl CpuTarget {
         }
     }
 
-    /// Codes and scales of quantised rows in the order that batches take.
-    pub(super) fn deal_codes(&self, rows: usize, k: usize, terms: usize, activations: &mut Activations) -> Result<()> {
+    /// Rows of activations as batches take them: in 8 bits, `terms` of them for each row (1 or 2), dealt out to lanes, with
+    /// what weights of `kinds` need of their sums.
+    pub(super) fn deal(
+        &self,
+        x: Rows<'_>,
+        terms: usize,
+        kinds: &[Kind],
+        activations: &mut Activations,
+        workers: &[Mutex<Worker>],
+    ) -> Result<()> {
+        let (rows, k) = (x.count, x.width);
         let blocks = k / 32;
-        let Activations { q8, qs, d, .. } = activations;
         let what = "activations of a batch";
-        let (qs, d) = (qs.at_least(rows * terms * k, what)?, Disjoint::new(d.at_least(rows * blocks, what)?));
-        self.pool.rows(qs, terms * k, &|_, first, qs| {
-            for (r, qs) in qs.chunks_exact_mut(terms * k).enumerate() {
-                let row = first + r;
-                let terms_of_row: [_; 2] = [0, terms - 1].map(|term| q8.row(row * terms + term));
-                let codes = terms_of_row.map(|term| term.qs.as_chunks::<32>().0);
+        let Activations { qs, d, aux, .. } = activations;
+        for worker in workers {
+            lock(worker).q8.shape(terms, k)?;
+        }
+        let qs = Disjoint::new(qs.at_least(rows * terms * k, what)?);
+        let d = Disjoint::new(d.at_least(rows * blocks, what)?);
+        let aux = Disjoint::new(aux.at_least(kinds.len() * rows * blocks * 2, what)?);
+        self.pool.run_by(rows, 4, &|thread, range| {
+            let mut worker = lock(&workers[thread]);
+            let q8 = &mut worker.q8;
+            for r in range {
+                self.quantize_row(x.row(r), terms, q8);
+                let all: [_; 2] = [0, terms - 1].map(|term| q8.row(term));
+                let (codes, sums) = (all.map(|term| term.qs.as_chunks::<32>().0), all.map(|term| term.sums.as_chunks::<2>().0));
+                // The scales that count are those of a row's last term.
+                let scales = all[1].d;
                 // SAFETY: every row goes to one worker.
-                let d = unsafe { d.piece(row * blocks..(row + 1) * blocks) };
+                let (qs, d) = unsafe { (qs.piece(r * terms * k..(r + 1) * terms * k), d.piece(r * blocks..(r + 1) * blocks)) };
                 let qs = qs.as_chunks_mut::<32>().0;
                 for l in 0..LANES {
                     for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
                         for (term, codes) in codes[..terms].iter().enumerate() {
                             qs[to * terms + term] = codes[b];
                         }
-                        // The scales that count are those of a row's last term.
-                        d[to] = terms_of_row[1].d[b];
+                        d[to] = scales[b];
+                    }
+                }
+                for (j, kind) in kinds.iter().enumerate() {
+                    let (at, groups) = (aux_at(j, rows, blocks) + r * blocks * kind.groups(), kind.groups());
+                    // SAFETY: every row goes to one worker.
+                    let aux = unsafe { aux.piece(at..at + blocks * groups) };
+                    for l in 0..LANES {
+                        for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
+                            let [high, low] = [sums[0][b], sums[1][b]].map(|sums| sums.map(i32::from));
+                            let [first, second] = if terms == 2 { [0, 1].map(|h| 256 * high[h] + low[h]) } else { high };
+                            if kind.sixteen {
+                                aux[2 * to] = kind.aux(first, scales[b]);
+                                aux[2 * to + 1] = kind.aux(second, scales[b]);
+                            } else {
+                                aux[to] = kind.aux(first + second, scales[b]);
+                            }
+                        }
                     }
                 }
             }
@@ -562,31 +610,18 @@ impl CpuTarget {
         Ok(())
     }
 
-    /// What weights of `kind` need of the sums of quantised rows, see [`Batch::aux`].
-    pub(super) fn deal_sums(&self, rows: usize, k: usize, terms: usize, kind: Kind, activations: &mut Activations) -> Result<()> {
-        let (blocks, groups) = (k / 32, kind.groups());
-        let Activations { q8, aux, .. } = activations;
-        let aux = aux.at_least(rows * blocks * groups, "activations of a batch")?;
-        let one = |sum: i32| aux_of(kind, sum);
-        self.pool.rows(aux, blocks * groups, &|_, first, aux| {
-            for (r, aux) in aux.chunks_exact_mut(blocks * groups).enumerate() {
-                let row = (first + r) * terms;
-                let (sums, low) = (q8.row(row).sums.as_chunks::<2>().0, q8.row(row + terms - 1).sums.as_chunks::<2>().0);
-                for l in 0..LANES {
-                    for (to, b) in lane(l, blocks, LANES).zip((l..blocks).step_by(LANES)) {
-                        let [high, low] = [sums[b], low[b]].map(|sums| sums.map(i32::from));
-                        let [a, b] = if terms == 2 { [0, 1].map(|h| 256 * high[h] + low[h]) } else { high };
-                        if kind.sixteen {
-                            aux[2 * to] = one(a);
-                            aux[2 * to + 1] = one(b);
-                        } else {
-                            aux[to] = one(a + b);
-                        }
-                    }
-                }
+    /// A row of activations in 8 bits, in `terms` rows (1 or 2) of `q8`.
+    fn quantize_row(&self, x: &[f32], terms: usize, q8: &mut Q8Rows) {
+        let k = x.len();
+        let (qs, d, sums) = q8.arrays_mut();
+        match terms {
+            1 => self.kernels.quantize_q8(x, Q8RowMut { qs, d, sums }),
+            _ => {
+                let ((high, low), (high_d, d), (high_sums, sums)) = (qs.split_at_mut(k), d.split_at_mut(k / 32), sums.split_at_mut(k / 16));
+                let high = Q8RowMut { qs: high, d: high_d, sums: high_sums };
+                self.kernels.quantize_fine(x, [high, Q8RowMut { qs: low, d, sums }]);
             }
-        });
-        Ok(())
+        }
     }
 
     /// Rows of activations in 8 bits, `terms` of them (1 or 2) one after another for each row of `x`.
@@ -617,14 +652,23 @@ impl CpuTarget {
     }
 }
 
-/// What weights of `kind` need of the sum of a group's codes, see [`Batch::aux`].
-pub(super) fn aux_of(kind: Kind, sum: i32) -> i32 {
-    if kind.min { (sum as f32).to_bits() as i32 } else { -kind.offset * sum }
+/// Kinds of quantised formats, at most as many as a layer can mix.
+const KINDS: usize = 8;
+const NO_KIND: Kind = Kind { sixteen: false, min: false, offset: 0 };
+
+/// Where a batch's [`Batch::aux`] for its `j`-th kind of weights begins.
+fn aux_at(j: usize, rows: usize, blocks: usize) -> usize {
+    j * rows * blocks * 2
 }
 
 /// Panels of `bytes` each that a thread works on together: an even number.
 fn panels_of_strip(bytes: usize) -> usize {
     (PANEL_BYTES / bytes).clamp(2, PANELS_MOST) / 2 * 2
+}
+
+/// Panels that a thread takes at a time: a strip of them, but not more than its share.
+fn grain(panels: usize, strip: usize, threads: usize) -> usize {
+    strip.min(panels.div_ceil(threads).next_multiple_of(2))
 }
 
 /// Bias and `after`, from results `y` of `columns` to `out`.

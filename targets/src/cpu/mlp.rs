@@ -12,7 +12,7 @@ use sphinx_quant::Tensor;
 
 use super::CpuTarget;
 use super::kernels::{Kernels, kind};
-use super::matmul::{Activations, Out, Rows, Scratch, Weights, Worker, aux_of, batch};
+use super::matmul::{Activations, Out, Rows, Scratch, Weights, Worker, batch};
 use super::pool::Disjoint;
 use super::portable::dot::LANES;
 use super::portable::gemm::{Kind, PANEL, place};
@@ -98,8 +98,8 @@ impl Blocks<'_> {
                 let sums = |term: usize| pieces[term].sums.as_chunks::<2>().0[b].map(i32::from);
                 let [a, b] = if self.terms == 2 { [0, 1].map(|h| 256 * sums(0)[h] + sums(1)[h]) } else { sums(0) };
                 match aux {
-                    [both] => *both = aux_of(self.kind, a + b),
-                    halves => halves.copy_from_slice(&[aux_of(self.kind, a), aux_of(self.kind, b)]),
+                    [both] => *both = self.kind.aux(a + b, d[0]),
+                    halves => halves.copy_from_slice(&[self.kind.aux(a, d[0]), self.kind.aux(b, d[0])]),
                 }
             }
         }
@@ -191,7 +191,7 @@ impl CpuTarget {
             let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
                 self.finish_tile(sums, rows, panels.start, panels.len(), &(0..parts.down.rows()), &mlp.down, after, out);
             };
-            self.multiply_codes(x.count(), terms, hidden_activations, weights, workers, &finish)?;
+            self.multiply_codes(hidden_activations.batch(x.count(), terms, 0), weights, workers, &finish)?;
         }
         Ok(())
     }
@@ -208,9 +208,7 @@ impl CpuTarget {
     ) -> Result<()> {
         let &Quantised { up, halves, halves_len, up_kind, down_kind, inner, .. } = parts;
         let (rows, width, up_terms, terms) = (x.count(), x.width(), up.weight.terms, mlp.down.weight.terms);
-        self.quantize(x, up_terms, &mut activations.q8)?;
-        self.deal_codes(rows, width, up_terms, activations)?;
-        self.deal_sums(rows, width, up_terms, up_kind, activations)?;
+        self.deal(x, up_terms, &[up_kind], activations, workers)?;
         let (blocks, what) = (inner / 32, "the hidden map of a feed-forward part");
         let Activations { qs, d, aux, .. } = hidden;
         let to = Blocks {
@@ -240,7 +238,7 @@ impl CpuTarget {
             }
         };
         let weights = Weights { halves: &halves[..halves_len], rows: inner, blocks: width / 32, kind: up_kind };
-        self.multiply_codes(rows, up_terms, activations, weights, workers, &finish)
+        self.multiply_codes(activations.batch(rows, up_terms, 0), weights, workers, &finish)
     }
 
     /// The first halves of `hidden` `[rows, 2 · inner]`, the gates, take in the second.

@@ -244,7 +244,8 @@ proptest! {
                                 let sum = |i: usize| if fine { 256 * i32::from(high.sums[i]) + i32::from(low.sums[i]) } else { i32::from(high.sums[i]) };
                                 let sums = [sum(2 * b), sum(2 * b + 1)];
                                 let sums = if kind.sixteen { sums.to_vec() } else { vec![sums.iter().sum()] };
-                                aux.extend(sums.iter().map(|&v| if kind.min { (v as f32).to_bits() as i32 } else { -kind.offset * v }));
+                                let scale = *d.last().expect("one of each block");
+                                aux.extend(sums.iter().map(|&v| kind.aux(v, scale)));
                             }
                         }
                     }

@@ -4,7 +4,8 @@
 //! alone or in a batch (where the kernel of `gemm` adds in this order too).
 //!
 //! Quantised rows: the sum over an activation block of 32 is an integer times scales; block `b` is added to lane
-//! `b mod 8`, and the eight lanes are added one after another. Float rows: element `i` is added to lane `i mod 32`,
+//! `b mod 8`. Formats with minima add up what these take off, `m · (d · Σ x)`, in eight lanes of their own, which are
+//! taken off the others at the end. Then the eight lanes are added one after another. Float rows: element `i` is added to lane `i mod 32`,
 //! and the lanes are added one after another.
 //!
 //! Activations in 16 bits come as two rows of 8, see [`FineRow`]. The products of both are added up as integers, so
@@ -84,14 +85,20 @@ rows! {
 /// the activations are in 16 bits; otherwise only the first row of `x` counts, and the second is the same.
 #[inline(always)]
 pub(in crate::cpu) fn row<B: Codes, const FUSED: bool, const FINE: bool>(w: &[B], x: FineRow<'_>) -> f32 {
-    let mut lanes = [0f32; LANES];
-    rest::<B, FUSED, FINE>(w, x, 0, &mut lanes);
-    sum(&lanes)
+    let (mut lanes, mut minima) = ([0f32; LANES], [0f32; LANES]);
+    rest::<B, FUSED, FINE>(w, x, 0, &mut lanes, &mut minima);
+    sum_without(&lanes, &minima)
 }
 
-/// Adds blocks `first..` of a row to the lanes.
+/// Adds blocks `first..` of a row to the lanes, and what their minima take off to `minima`.
 #[inline(always)]
-pub(in crate::cpu) fn rest<B: Codes, const FUSED: bool, const FINE: bool>(w: &[B], x: FineRow<'_>, first: usize, lanes: &mut [f32; LANES]) {
+pub(in crate::cpu) fn rest<B: Codes, const FUSED: bool, const FINE: bool>(
+    w: &[B],
+    x: FineRow<'_>,
+    first: usize,
+    lanes: &mut [f32; LANES],
+    minima: &mut [f32; LANES],
+) {
     let (qs, sums) = (x.map(|x| x.qs.as_chunks::<32>().0), x.map(|x| x.sums.as_chunks::<2>().0));
     let (mut q, mut s, mut m) = ([0u8; 256], [0f32; 16], [0f32; 16]);
     let per_block = B::LEN / 32;
@@ -113,35 +120,35 @@ pub(in crate::cpu) fn rest<B: Codes, const FUSED: bool, const FINE: bool>(w: &[B
                 halves[h] -= B::OFFSET * x_sums[h];
             }
             let group = j * 32 / B::GROUP;
-            let sum = block_sum::<B, FUSED>(halves, x_sums, &s[group..], &m[group..]);
-            lanes[b % LANES] = mul_add::<FUSED>(sum, x[1].d[b], lanes[b % LANES]);
+            let (lane, d) = (b % LANES, x[1].d[b]);
+            lanes[lane] = mul_add::<FUSED>(block_sum::<B, FUSED>(halves, &s[group..]), d, lanes[lane]);
+            if B::MIN {
+                let whole = [x_sums[0] + x_sums[1]];
+                let x_sums: &[i32] = if B::GROUP == 32 { &whole } else { &x_sums };
+                for (m, x_sum) in m[group..].iter().zip(x_sums) {
+                    minima[lane] = mul_add::<FUSED>(*m, d * *x_sum as f32, minima[lane]);
+                }
+            }
         }
     }
 }
 
 /// The sum over one activation block without the activations' scale, from the integer sums of its halves.
 #[inline(always)]
-fn block_sum<B: Codes, const FUSED: bool>(halves: [i32; 2], x_sums: [i32; 2], s: &[f32], m: &[f32]) -> f32 {
-    let mut sum;
-    if B::GROUP == 32 {
-        sum = (halves[0] + halves[1]) as f32 * s[0];
-        if B::MIN {
-            sum = mul_add::<FUSED>(-m[0], (x_sums[0] + x_sums[1]) as f32, sum);
-        }
-    } else {
-        sum = mul_add::<FUSED>(halves[1] as f32, s[1], halves[0] as f32 * s[0]);
-        if B::MIN {
-            sum = mul_add::<FUSED>(-m[0], x_sums[0] as f32, sum);
-            sum = mul_add::<FUSED>(-m[1], x_sums[1] as f32, sum);
-        }
-    }
-    sum
+fn block_sum<B: Codes, const FUSED: bool>(halves: [i32; 2], s: &[f32]) -> f32 {
+    if B::GROUP == 32 { (halves[0] + halves[1]) as f32 * s[0] } else { mul_add::<FUSED>(halves[1] as f32, s[1], halves[0] as f32 * s[0]) }
 }
 
 /// `a · b + c`, rounded once or twice.
 #[inline(always)]
 pub(in crate::cpu) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The lanes less their minima, added one after another.
+#[inline(always)]
+pub(in crate::cpu) fn sum_without(lanes: &[f32; LANES], minima: &[f32; LANES]) -> f32 {
+    lanes.iter().zip(minima).fold(0.0, |sum, (lane, min)| sum + (lane - min))
 }
 
 /// The lanes, added one after another.

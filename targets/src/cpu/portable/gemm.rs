@@ -48,6 +48,11 @@ impl Kind {
     pub const fn groups(self) -> usize {
         if self.sixteen { 2 } else { 1 }
     }
+
+    /// What [`Batch::aux`] has for a group of activations whose codes add up to `sum`, of a block with scale `d`.
+    pub fn aux(self, sum: i32, d: f32) -> i32 {
+        if self.min { (d * sum as f32).to_bits() as i32 } else { -self.offset * sum }
+    }
 }
 
 /// Unpacked weight rows.
@@ -77,7 +82,7 @@ pub struct Batch<'a> {
     /// `[rows, blocks]`.
     pub d: &'a [f32],
     /// Per row, block and group, made for the kind of the weights: `−offset · Σ qs` as an integer, or, for weights
-    /// with minima, the bits of `Σ qs` as `f32`.
+    /// with minima, the bits of `d · Σ qs` as `f32`.
     pub aux: &'a [i32],
     /// Rows.
     pub rows: usize,
@@ -152,7 +157,7 @@ pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
             let s = w.s[panel * n * groups * PANEL..][..n * groups * PANEL].as_chunks::<PANEL>().0;
             let mut total = [0f32; PANEL];
             for l in 0..LANES {
-                let mut sums = [0f32; PANEL];
+                let (mut sums, mut minima) = ([0f32; PANEL], [0f32; PANEL]);
                 for b in lane(l, n, LANES) {
                     let mut block = [0f32; PANEL];
                     for g in 0..groups {
@@ -181,7 +186,7 @@ pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
                         for g in 0..groups {
                             let sum = f32::from_bits(aux[b * groups + g] as u32);
                             for r in 0..PANEL {
-                                block[r] -= m[g][r] * sum;
+                                minima[r] += m[g][r] * sum;
                             }
                         }
                     }
@@ -190,7 +195,7 @@ pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
                     }
                 }
                 for r in 0..PANEL {
-                    total[r] += sums[r];
+                    total[r] += sums[r] - minima[r];
                 }
             }
             out[row * stride + panel * PANEL..][..PANEL].copy_from_slice(&total);

@@ -6,7 +6,7 @@
 
 use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
 
-use crate::cpu::portable::dot::{LANES, rest, row, sum};
+use crate::cpu::portable::dot::{LANES, rest, row, sum, sum_without};
 use crate::cpu::portable::unpack::{half, q3_k_scales};
 use crate::cpu::q8::{FineRow, Q8Row};
 
@@ -246,7 +246,7 @@ pub mod avx2 {
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         let mut lanes = lanes(acc);
-        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
+        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
         sum(&lanes)
     }
 
@@ -273,7 +273,7 @@ pub mod avx2 {
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         let mut lanes = lanes(acc);
-        rest::<BlockQ4_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
+        rest::<BlockQ4_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
         sum(&lanes)
     }
 
@@ -302,7 +302,7 @@ pub mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
         let low = _mm256_set1_epi8(15);
-        let mut acc = _mm256_setzero_ps();
+        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             prefetch(w, 3);
@@ -318,11 +318,11 @@ pub mod avx2 {
             let (s, m) = k_scales(&w.scales);
             let s = _mm256_mul_ps(wide(w.d), s);
             let m = _mm256_mul_ps(wide(w.dmin), m);
-            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), s);
-            let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(block_sums::<FINE>(x_sums)), block);
-            acc = _mm256_fmadd_ps(block, float8(d), acc);
+            let d = float8(d);
+            acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), s), d, acc);
+            min = _mm256_fmadd_ps(m, _mm256_mul_ps(d, _mm256_cvtepi32_ps(block_sums::<FINE>(x_sums))), min);
         }
-        sum(&lanes(acc))
+        sum_without(&lanes(acc), &lanes(min))
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
@@ -542,7 +542,7 @@ pub mod vnni {
             acc = _mm256_fmadd_ps(block, float8(d), acc);
         }
         let mut lanes = lanes(acc);
-        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
+        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
         sum(&lanes)
     }
 
@@ -569,8 +569,9 @@ pub mod vnni {
         ($($rows:ident: $block:ty, lines $lines:literal, |$even:ident, $odd:ident| $codes:expr, offset $offset:literal $(, min $m:ident)?;)*) => {$(
             #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+            #[allow(unused_mut)] // for formats without minima
             fn $rows<const FINE: bool>(w: &[$block], x: FineRow<'_>) -> f32 {
-                let mut acc = _mm256_setzero_ps();
+                let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
                 let (chunks, _) = w.as_chunks::<8>();
                 let pieces = Pieces::of(x, chunks.len());
                 for (i, w) in chunks.iter().enumerate() {
@@ -584,12 +585,14 @@ pub mod vnni {
                     let x_sums = block_sums::<FINE>(x_sums);
                     let dots = _mm256_sub_epi32(eights(dots), _mm256_mullo_epi32(x_sums, _mm256_set1_epi32($offset)));
                     let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
-                    $(let block = _mm256_fmadd_ps(scales(w.each_ref().map(|w| w.$m)), _mm256_cvtepi32_ps(x_sums), block);)?
-                    acc = _mm256_fmadd_ps(block, float8(d), acc);
+                    let d = float8(d);
+                    acc = _mm256_fmadd_ps(block, d, acc);
+                    // What is stored is added, and what a minimum takes off is the opposite.
+                    $(min = _mm256_fnmadd_ps(scales(w.each_ref().map(|w| w.$m)), _mm256_mul_ps(d, _mm256_cvtepi32_ps(x_sums)), min);)?
                 }
-                let mut lanes = lanes(acc);
-                rest::<$block, true, FINE>(w, x, chunks.len() * 8, &mut lanes);
-                sum(&lanes)
+                let (mut acc, mut min) = (lanes(acc), lanes(min));
+                rest::<$block, true, FINE>(w, x, chunks.len() * 8, &mut acc, &mut min);
+                sum_without(&acc, &min)
             }
         )*};
     }
@@ -604,7 +607,7 @@ pub mod vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn q2_k_rows<const FINE: bool>(w: &[BlockQ2_K], x: FineRow<'_>) -> f32 {
-        let mut acc = _mm256_setzero_ps();
+        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             let (qs, d, x_sums) = pieces.at(i);
@@ -621,11 +624,12 @@ pub mod vnni {
             let m = sixteen_scales(w.dmin, _mm_and_si128(_mm_srli_epi16::<4>(both), low));
             let block = _mm256_mul_ps(_mm256_cvtepi32_ps(even), s.0);
             let block = _mm256_fmadd_ps(_mm256_cvtepi32_ps(odd), s.1, block);
-            let block = _mm256_fnmadd_ps(m.0, _mm256_cvtepi32_ps(x_even), block);
-            let block = _mm256_fnmadd_ps(m.1, _mm256_cvtepi32_ps(x_odd), block);
-            acc = _mm256_fmadd_ps(block, float8(d), acc);
+            let d = float8(d);
+            acc = _mm256_fmadd_ps(block, d, acc);
+            min = _mm256_fmadd_ps(m.0, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x_even)), min);
+            min = _mm256_fmadd_ps(m.1, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x_odd)), min);
         }
-        sum(&lanes(acc))
+        sum_without(&lanes(acc), &lanes(min))
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 4) · x.q`.
@@ -689,7 +693,7 @@ pub mod vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
-        let mut acc = _mm256_setzero_ps();
+        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             let (qs, d, x_sums) = pieces.at(i);
@@ -700,16 +704,16 @@ pub mod vnni {
                 dots[p] = products::<FINE>(q, qs, 64 * p);
             }
             let dots = if FINE { eights(dots) } else { small_eights(dots) };
-            acc = k_block(w.d, w.dmin, &w.scales, dots, d, block_sums::<FINE>(x_sums), acc);
+            (acc, min) = k_block(w.d, w.dmin, &w.scales, dots, d, block_sums::<FINE>(x_sums), acc, min);
         }
-        sum(&lanes(acc))
+        sum_without(&lanes(acc), &lanes(min))
     }
 
     /// As [`q4_k_rows`], with a fifth bit per code.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn q5_k_rows<const FINE: bool>(w: &[BlockQ5_K], x: FineRow<'_>) -> f32 {
-        let mut acc = _mm256_setzero_ps();
+        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             let (qs, d, x_sums) = pieces.at(i);
@@ -723,14 +727,15 @@ pub mod vnni {
                 let bit = _mm512_slli_epi16::<4>(_mm512_and_si512(bit, _mm512_set1_epi8(1)));
                 dots[p] = products::<FINE>(_mm512_or_si512(q, bit), qs, 64 * p);
             }
-            acc = k_block(w.d, w.dmin, &w.scales, eights(dots), d, block_sums::<FINE>(x_sums), acc);
+            (acc, min) = k_block(w.d, w.dmin, &w.scales, eights(dots), d, block_sums::<FINE>(x_sums), acc, min);
         }
-        sum(&lanes(acc))
+        sum_without(&lanes(acc), &lanes(min))
     }
 
-    /// The float part of a `Q4_K` or `Q5_K` block.
+    /// The float part of a `Q4_K` or `Q5_K` block: new sums and what minima take off.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    #[allow(clippy::too_many_arguments)] // one step of two loops
     fn k_block(
         d: ::half::f16,
         dmin: ::half::f16,
@@ -739,13 +744,12 @@ pub mod vnni {
         x_d: &[f32; 8],
         x_sums: __m256i,
         acc: __m256,
-    ) -> __m256 {
+        min: __m256,
+    ) -> (__m256, __m256) {
         let (s, m) = k_scales(scales);
-        let s = _mm256_mul_ps(wide(d), s);
-        let m = _mm256_mul_ps(wide(dmin), m);
-        let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), s);
-        let block = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(x_sums), block);
-        _mm256_fmadd_ps(block, float8(x_d), acc)
+        let (s, m, x_d) = (_mm256_mul_ps(wide(d), s), _mm256_mul_ps(wide(dmin), m), float8(x_d));
+        let acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), s), x_d, acc);
+        (acc, _mm256_fmadd_ps(m, _mm256_mul_ps(x_d, _mm256_cvtepi32_ps(x_sums)), min))
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.

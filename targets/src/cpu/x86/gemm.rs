@@ -75,22 +75,24 @@ pub mod vnni {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
         match (w.kind.sixteen, w.kind.min, x.fine) {
-            (false, false, false) => kind::<false, false, false>(x, w, out, stride),
-            (false, true, false) => kind::<false, true, false>(x, w, out, stride),
-            (true, false, false) => kind::<true, false, false>(x, w, out, stride),
-            (true, true, false) => kind::<true, true, false>(x, w, out, stride),
-            (false, false, true) => kind::<false, false, true>(x, w, out, stride),
-            (false, true, true) => kind::<false, true, true>(x, w, out, stride),
-            (true, false, true) => kind::<true, false, true>(x, w, out, stride),
-            (true, true, true) => kind::<true, true, true>(x, w, out, stride),
+            (false, false, false) => kind::<1, false, false>(x, w, out, stride),
+            (false, true, false) => kind::<1, true, false>(x, w, out, stride),
+            (true, false, false) => kind::<2, false, false>(x, w, out, stride),
+            (true, true, false) => kind::<2, true, false>(x, w, out, stride),
+            (false, false, true) => kind::<1, false, true>(x, w, out, stride),
+            (false, true, true) => kind::<1, true, true>(x, w, out, stride),
+            (true, false, true) => kind::<2, false, true>(x, w, out, stride),
+            (true, true, true) => kind::<2, true, true>(x, w, out, stride),
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn kind<const SIXTEEN: bool, const MIN: bool, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+    fn kind<const G: usize, const MIN: bool, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        // As many rows as registers hold the sums of.
+        let most = if G == 2 { 5 } else { 6 };
         let mut row = 0;
         while row < x.rows {
-            let rows = (x.rows - row).min(6);
+            let rows = (x.rows - row).min(most);
             let mut panel = 0;
             while panel < w.count {
                 let t = Tile::at(x, w, out, stride, row, panel);
@@ -99,18 +101,18 @@ pub mod vnni {
                 // the tile ends before both.
                 unsafe {
                     match (rows, two) {
-                        (6, true) => tile::<6, 2, SIXTEEN, MIN, FINE>(t),
-                        (6, false) => tile::<6, 1, SIXTEEN, MIN, FINE>(t),
-                        (5, true) => tile::<5, 2, SIXTEEN, MIN, FINE>(t),
-                        (5, false) => tile::<5, 1, SIXTEEN, MIN, FINE>(t),
-                        (4, true) => tile::<4, 2, SIXTEEN, MIN, FINE>(t),
-                        (4, false) => tile::<4, 1, SIXTEEN, MIN, FINE>(t),
-                        (3, true) => tile::<3, 2, SIXTEEN, MIN, FINE>(t),
-                        (3, false) => tile::<3, 1, SIXTEEN, MIN, FINE>(t),
-                        (2, true) => tile::<2, 2, SIXTEEN, MIN, FINE>(t),
-                        (2, false) => tile::<2, 1, SIXTEEN, MIN, FINE>(t),
-                        (_, true) => tile::<1, 2, SIXTEEN, MIN, FINE>(t),
-                        (_, false) => tile::<1, 1, SIXTEEN, MIN, FINE>(t),
+                        (6, true) => tile::<6, 2, G, MIN, FINE>(t),
+                        (6, false) => tile::<6, 1, G, MIN, FINE>(t),
+                        (5, true) => tile::<5, 2, G, MIN, FINE>(t),
+                        (5, false) => tile::<5, 1, G, MIN, FINE>(t),
+                        (4, true) => tile::<4, 2, G, MIN, FINE>(t),
+                        (4, false) => tile::<4, 1, G, MIN, FINE>(t),
+                        (3, true) => tile::<3, 2, G, MIN, FINE>(t),
+                        (3, false) => tile::<3, 1, G, MIN, FINE>(t),
+                        (2, true) => tile::<2, 2, G, MIN, FINE>(t),
+                        (2, false) => tile::<2, 1, G, MIN, FINE>(t),
+                        (_, true) => tile::<1, 2, G, MIN, FINE>(t),
+                        (_, false) => tile::<1, 1, G, MIN, FINE>(t),
                     }
                 }
                 panel += if two { 2 } else { 1 };
@@ -119,62 +121,82 @@ pub mod vnni {
         }
     }
 
-    /// `MR` rows by `NR` panels.
+    /// `MR` rows by `NR` panels, of blocks with `G` scales (1 or 2).
     ///
     /// # Safety
     /// The operands hold as many rows and panels from the tile's start on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn tile<const MR: usize, const NR: usize, const SIXTEEN: bool, const MIN: bool, const FINE: bool>(t: Tile) {
+    unsafe fn tile<const MR: usize, const NR: usize, const G: usize, const MIN: bool, const FINE: bool>(t: Tile) {
         let n = t.blocks;
-        let (groups, terms) = (if SIXTEEN { 2 } else { 1 }, if FINE { 2 } else { 1 });
+        let terms = if FINE { 2 } else { 1 };
         // SAFETY: every offset below stays inside the rows and panels that the caller promises.
         unsafe {
             for l in 0..LANES {
                 let mut sums = [[_mm512_setzero_ps(); NR]; MR];
                 for b in lane(l, n, LANES) {
-                    let mut blocks = [[_mm512_setzero_ps(); NR]; MR];
-                    for g in 0..groups {
-                        let mut dots = [[_mm512_setzero_si512(); NR]; MR];
-                        let aux = |r: usize| _mm512_set1_epi32(*t.aux.add((r * n + b) * groups + g));
-                        if !MIN && !FINE {
+                    // The rows behind these come from afar.
+                    for r in 0..MR {
+                        _mm_prefetch::<_MM_HINT_T1>(t.qs.wrapping_add(((MR + r) * n + b) * 32 * terms));
+                    }
+                    let mut dots = [[[_mm512_setzero_si512(); NR]; MR]; G];
+                    let aux = |r: usize, g: usize| _mm512_set1_epi32(*t.aux.add((r * n + b) * G + g));
+                    if !MIN && !FINE {
+                        for g in 0..G {
                             for r in 0..MR {
-                                dots[r] = [aux(r); NR];
-                            }
-                        }
-                        dots = steps::<MR, NR, SIXTEEN>(t, b, g, terms, 0, dots);
-                        if FINE {
-                            for r in 0..MR {
-                                dots[r] = dots[r].map(|dots| _mm512_slli_epi32::<8>(dots));
-                                if !MIN {
-                                    dots[r] = dots[r].map(|dots| _mm512_add_epi32(dots, aux(r)));
-                                }
-                            }
-                            dots = steps::<MR, NR, SIXTEEN>(t, b, g, terms, 1, dots);
-                        }
-                        for p in 0..NR {
-                            let s = _mm512_loadu_ps(t.s.add(((p * n + b) * groups + g) * PANEL));
-                            for r in 0..MR {
-                                let dot = _mm512_cvtepi32_ps(dots[r][p]);
-                                blocks[r][p] = if g == 0 { _mm512_mul_ps(dot, s) } else { _mm512_fmadd_ps(dot, s, blocks[r][p]) };
+                                dots[g][r] = [aux(r, g); NR];
                             }
                         }
                     }
-                    if MIN {
-                        for g in 0..groups {
-                            for p in 0..NR {
-                                let m = _mm512_loadu_ps(t.m.add(((p * n + b) * groups + g) * PANEL));
-                                for r in 0..MR {
-                                    let x = _mm512_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * groups + g) as u32));
-                                    blocks[r][p] = _mm512_fnmadd_ps(m, x, blocks[r][p]);
+                    steps(t, b, terms, 0, &mut dots);
+                    if FINE {
+                        for g in 0..G {
+                            for r in 0..MR {
+                                dots[g][r] = dots[g][r].map(|dots| _mm512_slli_epi32::<8>(dots));
+                                if !MIN {
+                                    dots[g][r] = dots[g][r].map(|dots| _mm512_add_epi32(dots, aux(r, g)));
                                 }
                             }
+                        }
+                        steps(t, b, terms, 1, &mut dots);
+                    }
+                    let mut s = [[_mm512_setzero_ps(); NR]; G];
+                    for g in 0..G {
+                        for p in 0..NR {
+                            s[g][p] = _mm512_loadu_ps(t.s.add(((p * n + b) * G + g) * PANEL));
                         }
                     }
                     for r in 0..MR {
                         let d = _mm512_set1_ps(*t.d.add(r * n + b));
                         for p in 0..NR {
-                            sums[r][p] = _mm512_fmadd_ps(blocks[r][p], d, sums[r][p]);
+                            let mut block = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][r][p]), s[0][p]);
+                            if G == 2 {
+                                block = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][r][p]), s[1][p], block);
+                            }
+                            sums[r][p] = _mm512_fmadd_ps(block, d, sums[r][p]);
+                        }
+                    }
+                }
+                // In a loop of their own, where they do not crowd out the sums of the products.
+                if MIN {
+                    let mut minima = [[_mm512_setzero_ps(); NR]; MR];
+                    for b in lane(l, n, LANES) {
+                        for g in 0..G {
+                            let mut m = [_mm512_setzero_ps(); NR];
+                            for p in 0..NR {
+                                m[p] = _mm512_loadu_ps(t.m.add(((p * n + b) * G + g) * PANEL));
+                            }
+                            for r in 0..MR {
+                                let x = _mm512_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * G + g) as u32));
+                                for p in 0..NR {
+                                    minima[r][p] = _mm512_fmadd_ps(m[p], x, minima[r][p]);
+                                }
+                            }
+                        }
+                    }
+                    for r in 0..MR {
+                        for p in 0..NR {
+                            sums[r][p] = _mm512_sub_ps(sums[r][p], minima[r][p]);
                         }
                     }
                 }
@@ -189,25 +211,33 @@ pub mod vnni {
         }
     }
 
-    /// Adds the products of one term of group `g` of block `b` to `dots`.
+    /// Adds the products of one term of block `b` to `dots`.
     ///
     /// # Safety
     /// As [`tile`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn steps<const MR: usize, const NR: usize, const SIXTEEN: bool>(
+    unsafe fn steps<const MR: usize, const NR: usize, const G: usize>(
         t: Tile,
         b: usize,
-        g: usize,
         terms: usize,
         term: usize,
-        mut dots: [[__m512i; NR]; MR],
-    ) -> [[__m512i; NR]; MR] {
+        dots: &mut [[[__m512i; NR]; MR]; G],
+    ) {
         let n = t.blocks;
-        let steps = if SIXTEEN { 4 } else { 8 };
-        // SAFETY: every offset below stays inside the rows and panels that the caller promises.
+        // SAFETY: every offset below stays inside the rows and panels that the caller promises, and so do the features.
         unsafe {
-            for step in g * steps..(g + 1) * steps {
+            let (x, row) = (t.qs.add((b * terms + term) * 32), n * terms * 32);
+            let codes: [*const u8; NR] = std::array::from_fn(|p| t.codes.add((p * n + b) * PANEL_BLOCK));
+            // Whole tiles are what time is spent on, and compilers schedule them well or half as well by chance.
+            match (&mut dots[..], &codes[..]) {
+                ([dots], codes) if MR == 6 && NR == 2 => return six_rows(x, row, codes, dots.as_flattened_mut()),
+                ([first, second], codes) if MR == 5 && NR == 2 => {
+                    return five_rows(x, row, codes, first.as_flattened_mut(), second.as_flattened_mut());
+                }
+                _ => {}
+            }
+            for step in 0..8 {
                 let mut w = [_mm512_setzero_si512(); NR];
                 for p in 0..NR {
                     w[p] = _mm512_loadu_si512(t.codes.add((p * n + b) * PANEL_BLOCK + step * 64).cast());
@@ -216,12 +246,99 @@ pub mod vnni {
                     let x = t.qs.add(((r * n + b) * terms + term) * 32 + step * 4).cast::<i32>();
                     let x = _mm512_set1_epi32(x.read_unaligned());
                     for p in 0..NR {
-                        dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], w[p], x);
+                        let dot = &mut dots[step * G / 8][r][p];
+                        *dot = _mm512_dpbusd_epi32(*dot, w[p], x);
                     }
                 }
             }
         }
-        dots
+    }
+
+    /// The instructions of one step: four columns of two panels with as many of each row. A row is said by where its
+    /// codes are and the names of its two sums.
+    macro_rules! step {
+        ($step:literal: $($x:literal $first:literal $second:literal),*) => {
+            concat!(
+                "vmovdqu64 {w0}, [{c0} + ", $step, "*64]\n",
+                "vmovdqu64 {w1}, [{c1} + ", $step, "*64]\n",
+                $(
+                    "vpbroadcastd {v}, dword ptr [", $x, " + ", $step, "*4]\n",
+                    "vpdpbusd {", $first, "}, {w0}, {v}\n",
+                    "vpdpbusd {", $second, "}, {w1}, {v}\n",
+                )*
+            )
+        };
+    }
+
+    /// Adds a block's products to the sums of six rows by two panels.
+    ///
+    /// # Safety
+    /// `x` points to a row's block, the others follow `row` bytes apart, and `codes` to two panels' blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn six_rows(x: *const i8, row: usize, codes: &[*const u8], dots: &mut [__m512i]) {
+        macro_rules! step_of_six {
+            ($step:literal) => {
+                step!($step: "{x}" "a0" "b0", "{x} + {row}" "a1" "b1", "{x} + 2*{row}" "a2" "b2",
+                    "{y}" "a3" "b3", "{y} + {row}" "a4" "b4", "{y} + 2*{row}" "a5" "b5")
+            };
+        }
+        let [a0, b0, a1, b1, a2, b2, a3, b3, a4, b4, a5, b5] = dots else { unreachable!("six rows by two panels") };
+        let (_w0, _w1, _v): (__m512i, __m512i, __m512i);
+        // SAFETY: eight steps read 512 bytes of each panel and 32 of each row, which the caller promises.
+        unsafe {
+            std::arch::asm!(
+                step_of_six!(0), step_of_six!(1), step_of_six!(2), step_of_six!(3),
+                step_of_six!(4), step_of_six!(5), step_of_six!(6), step_of_six!(7),
+                x = in(reg) x, y = in(reg) x.wrapping_add(3 * row), row = in(reg) row,
+                c0 = in(reg) codes[0], c1 = in(reg) codes[1],
+                w0 = out(zmm_reg) _w0, w1 = out(zmm_reg) _w1, v = out(zmm_reg) _v,
+                a0 = inout(zmm_reg) *a0, b0 = inout(zmm_reg) *b0, a1 = inout(zmm_reg) *a1, b1 = inout(zmm_reg) *b1,
+                a2 = inout(zmm_reg) *a2, b2 = inout(zmm_reg) *b2, a3 = inout(zmm_reg) *a3, b3 = inout(zmm_reg) *b3,
+                a4 = inout(zmm_reg) *a4, b4 = inout(zmm_reg) *b4, a5 = inout(zmm_reg) *a5, b5 = inout(zmm_reg) *b5,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds a block's products to the sums of five rows by two panels: `first` of the block's first half, `second` of
+    /// its second.
+    ///
+    /// # Safety
+    /// As [`six_rows`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn five_rows(x: *const i8, row: usize, codes: &[*const u8], first: &mut [__m512i], second: &mut [__m512i]) {
+        macro_rules! first_half {
+            ($step:literal) => {
+                step!($step: "{x}" "a0" "b0", "{x} + {row}" "a1" "b1", "{x} + 2*{row}" "a2" "b2", "{y}" "a3" "b3", "{y} + {row}" "a4" "b4")
+            };
+        }
+        macro_rules! second_half {
+            ($step:literal) => {
+                step!($step: "{x}" "e0" "f0", "{x} + {row}" "e1" "f1", "{x} + 2*{row}" "e2" "f2", "{y}" "e3" "f3", "{y} + {row}" "e4" "f4")
+            };
+        }
+        let [a0, b0, a1, b1, a2, b2, a3, b3, a4, b4] = first else { unreachable!("five rows by two panels") };
+        let [e0, f0, e1, f1, e2, f2, e3, f3, e4, f4] = second else { unreachable!("five rows by two panels") };
+        let (_w0, _w1, _v): (__m512i, __m512i, __m512i);
+        // SAFETY: eight steps read 512 bytes of each panel and 32 of each row, which the caller promises.
+        unsafe {
+            std::arch::asm!(
+                first_half!(0), first_half!(1), first_half!(2), first_half!(3),
+                second_half!(4), second_half!(5), second_half!(6), second_half!(7),
+                x = in(reg) x, y = in(reg) x.wrapping_add(3 * row), row = in(reg) row,
+                c0 = in(reg) codes[0], c1 = in(reg) codes[1],
+                w0 = out(zmm_reg) _w0, w1 = out(zmm_reg) _w1, v = out(zmm_reg) _v,
+                a0 = inout(zmm_reg) *a0, b0 = inout(zmm_reg) *b0, a1 = inout(zmm_reg) *a1, b1 = inout(zmm_reg) *b1,
+                a2 = inout(zmm_reg) *a2, b2 = inout(zmm_reg) *b2, a3 = inout(zmm_reg) *a3, b3 = inout(zmm_reg) *b3,
+                a4 = inout(zmm_reg) *a4, b4 = inout(zmm_reg) *b4,
+                e0 = inout(zmm_reg) *e0, f0 = inout(zmm_reg) *f0, e1 = inout(zmm_reg) *e1, f1 = inout(zmm_reg) *f1,
+                e2 = inout(zmm_reg) *e2, f2 = inout(zmm_reg) *f2, e3 = inout(zmm_reg) *e3, f3 = inout(zmm_reg) *f3,
+                e4 = inout(zmm_reg) *e4, f4 = inout(zmm_reg) *f4,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
     }
 }
 
@@ -519,21 +636,29 @@ pub mod avx2 {
                             }
                         }
                     }
-                    if MIN {
+                    for r in 0..MR {
+                        let d = _mm256_set1_ps(*t.d.add(r * n + b));
+                        for p in 0..2 {
+                            sums[r][p] = _mm256_fmadd_ps(blocks[r][p], d, sums[r][p]);
+                        }
+                    }
+                }
+                if MIN {
+                    let mut minima = [[_mm256_setzero_ps(); 2]; MR];
+                    for b in lane(l, n, LANES) {
                         for g in 0..groups {
                             for p in 0..2 {
                                 let m = _mm256_loadu_ps(t.m.add((b * groups + g) * PANEL + 8 * p));
                                 for r in 0..MR {
                                     let x = _mm256_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * groups + g) as u32));
-                                    blocks[r][p] = _mm256_fnmadd_ps(m, x, blocks[r][p]);
+                                    minima[r][p] = _mm256_fmadd_ps(m, x, minima[r][p]);
                                 }
                             }
                         }
                     }
                     for r in 0..MR {
-                        let d = _mm256_set1_ps(*t.d.add(r * n + b));
                         for p in 0..2 {
-                            sums[r][p] = _mm256_fmadd_ps(blocks[r][p], d, sums[r][p]);
+                            sums[r][p] = _mm256_sub_ps(sums[r][p], minima[r][p]);
                         }
                     }
                 }
