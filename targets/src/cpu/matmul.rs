@@ -85,7 +85,7 @@ const FLOAT_BATCH: usize = 16;
 /// Activation rows that are quantised and multiplied together, at most, and the bytes that they may take in `f32`
 /// unless they are fewer than the least.
 const BATCH_MOST: usize = 2048;
-const BATCH_BYTES: usize = 32 << 20;
+const BATCH_BYTES: usize = 24 << 20;
 const BATCH_LEAST: usize = 512;
 /// Weight rows whose results are finished together, when few activation rows meet them.
 const STRIP: usize = 64;

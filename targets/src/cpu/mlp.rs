@@ -21,7 +21,7 @@ use crate::{Activation, After, Linear, Mlp, Result};
 
 /// Bytes that the hidden map of an MLP may take as numbers, and the fewest rows of a tile.
 const HIDDEN_BYTES: usize = 8 << 20;
-const HIDDEN_ROWS: usize = 256;
+const HIDDEN_ROWS: usize = 192;
 /// Codes of the hidden map, which are bytes, at most, and the fewest and the most rows of a tile.
 const CODES: usize = 12 << 20;
 const CODES_LEAST: usize = 512;
