@@ -2,6 +2,7 @@
 """Fits the polynomials of cpu/x86/act.rs and prints them, highest power first, with the error they reach. Needs mpmath, numpy.
 
 exp:  (e^r − 1 − r) / r² on |r| ≤ ln 2 / 2, degree 5, after x = n·ln 2 + r.
+tail: Q(x) = erfc(x / √2) / 2 by 16 polynomials of degree 4 in r = 2.75 x − i, on |r| ≤ 1/2, for i = 0..15; a row per power.
 erfc: P of erfc(z) = t · exp(−z² + P(t)), t = 1 / (1 + z/2), on 0 ≤ z < ∞, degree 9.
 
 Both are interpolations at Chebyshev nodes, which is within a small factor of the best fit, computed with 60 digits.
@@ -50,3 +51,16 @@ def log_erfc(t):
 p = fit(log_erfc, mp.mpf(0), mp.mpf(1), 9)
 grid = [mp.mpf(k) / 600 for k in range(1, 601)]
 show("erfc", p, max(abs(mp.exp(horner(p, t) - log_erfc(t)) - 1) for t in grid))
+
+
+rows, error = [], mp.mpf(0)
+for i in range(16):
+    tail = lambda r: mp.erfc((i + r) / mp.mpf("2.75") / mp.sqrt(2)) / 2
+    low = mp.mpf(0) if i == 0 else -mp.mpf(1) / 2
+    p = fit(tail, low, mp.mpf(1) / 2, 4)
+    rows.append([float(np.float32(float(c))) for c in p])
+    grid = [low + (mp.mpf(1) / 2 - low) * k / 40 for k in range(41)]
+    error = max(error, max(abs((i + r) / mp.mpf("2.75") * (horner(p, r) - tail(r))) for r in grid))
+print(f"tail: error of x Q(x) {mp.nstr(error, 3)} before rounding")
+for j in range(5):
+    print("  ", ", ".join(repr(row[j]) for row in rows))

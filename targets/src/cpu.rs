@@ -146,7 +146,7 @@ impl CpuTarget {
 }
 
 /// Rows of a map that a thread convolves at a time: what its kernel works on together.
-const MAP_ROWS: usize = 8;
+const MAP_ROWS: usize = 16;
 /// Bytes that a thread writes at a time where an operation only passes over its rows.
 const PIECE_BYTES: usize = 128 << 10;
 
@@ -408,7 +408,9 @@ impl Target for CpuTarget {
             let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
             scratch.at_least(self.kernels.conv_scratch(map.width, side), "scratch of a convolution")?;
         }
-        self.pool.rows_by(out.values_mut(), row, MAP_ROWS, &|worker, first, mut out| {
+        // Every piece reads some rows of its neighbours, too, so that they are not cut smaller than the threads ask for.
+        let grain = (map.batch * map.height).div_ceil(self.threads()).min(MAP_ROWS);
+        self.pool.rows_by(out.values_mut(), row, grain, &|worker, first, mut out| {
             let mut scratch = self.conv[worker].lock().unwrap_or_else(PoisonError::into_inner);
             let mut at = first;
             while !out.is_empty() {

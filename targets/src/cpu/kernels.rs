@@ -68,6 +68,8 @@ pub struct Kernels {
     act_gelu: unsafe fn(&mut [f32]),
     act_quick_gelu: unsafe fn(&mut [f32]),
     act_silu_gate: unsafe fn(&mut [f32], &[f32]),
+    act_add: unsafe fn(&mut [f32], &[f32]),
+    act_add_scaled: unsafe fn(&mut [f32], &[f32], &[f32]),
     rope_rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
     #[allow(clippy::type_complexity)] // the shapes of a convolution
     conv_depthwise: unsafe fn(&[f32], usize, usize, &[f32], usize, &[f32], Range<usize>, &mut [f32], &mut [f32]),
@@ -145,6 +147,8 @@ impl Kernels {
             act_gelu: act::avx2::gelu,
             act_quick_gelu: act::avx2::quick_gelu,
             act_silu_gate: act::avx2::silu_gate,
+            act_add: act::avx2::add_to,
+            act_add_scaled: act::avx2::add_scaled,
             rope_rotate: rope::avx2::rotate,
             conv_depthwise: conv::avx2::depthwise,
             conv_scratch: conv::depthwise_scratch,
@@ -191,6 +195,8 @@ impl Kernels {
         self.act_gelu = act::avx512::gelu;
         self.act_quick_gelu = act::avx512::quick_gelu;
         self.act_silu_gate = act::avx512::silu_gate;
+        self.act_add = act::avx512::add_to;
+        self.act_add_scaled = act::avx512::add_scaled;
         self.rope_rotate = rope::avx512::rotate;
         self.conv_depthwise = conv::avx512::depthwise;
         self.attend_scores = attend::avx512::scores;
@@ -270,6 +276,8 @@ impl Kernels {
             act_gelu: act::gelu,
             act_quick_gelu: act::quick_gelu,
             act_silu_gate: act::silu_gate,
+            act_add: act::add,
+            act_add_scaled: act::add_scaled,
             rope_rotate: rope::rotate,
             conv_depthwise: conv::depthwise,
             conv_scratch: conv::depthwise_scratch,
@@ -471,6 +479,20 @@ impl Kernels {
         assert_eq!(gate.len(), up.len());
         // SAFETY: the table is for this CPU; both are equally long, as asserted.
         unsafe { (self.act_silu_gate)(gate, up) }
+    }
+
+    /// See [`portable::act::add`].
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: the table is for this CPU.
+        unsafe { (self.act_add)(x, y) }
+    }
+
+    /// See [`portable::act::add_scaled`].
+    pub fn add_scaled(&self, x: &mut [f32], scale: &[f32], y: &[f32]) {
+        assert!(x.len() == y.len() && x.len() == scale.len());
+        // SAFETY: the table is for this CPU.
+        unsafe { (self.act_add_scaled)(x, scale, y) }
     }
 
     /// See [`portable::rope::rotate`].

@@ -674,7 +674,7 @@ fn grain(panels: usize, strip: usize, threads: usize) -> usize {
 /// Bias and `after`, from results `y` of `columns` to `out`.
 fn finish(kernels: &Kernels, y: &mut [f32], columns: Range<usize>, layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) {
     if let Some(bias) = &layer.bias {
-        y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);
+        kernels.add(y, &bias[columns.clone()]);
     }
     match after {
         After::Nothing => out.copy_from_slice(y),
@@ -686,7 +686,7 @@ fn finish(kernels: &Kernels, y: &mut [f32], columns: Range<usize>, layer: &Linea
             kernels.quick_gelu(y);
             out.copy_from_slice(y);
         }
-        After::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += *y),
-        After::ScaleAdd(scale) => out.iter_mut().zip(y).zip(&scale[columns]).for_each(|((out, y), s)| *out += s * *y),
+        After::Add => kernels.add(out, y),
+        After::ScaleAdd(scale) => kernels.add_scaled(out, &scale[columns], y),
     }
 }

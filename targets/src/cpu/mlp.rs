@@ -224,7 +224,7 @@ impl CpuTarget {
             for (row, y) in rows.zip(sums.chunks_exact_mut(halves_len * columns)) {
                 if let Some(bias) = &up.bias {
                     for (half, y) in y.chunks_exact_mut(columns).enumerate() {
-                        y.iter_mut().zip(&bias[half * inner + first..]).for_each(|(y, b)| *y += b);
+                        self.kernels.add(y, &bias[half * inner + first..][..columns]);
                     }
                 }
                 let (y, gated) = y.split_at_mut(columns);

@@ -367,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn convolutions(seed: u64, height in 1..12usize, width in 1..20usize, channels in 1..40usize, half in 0..4usize, first in 0..12usize) {
+    fn convolutions(seed: u64, height in 1..24usize, width in 1..20usize, channels in 1..90usize, half in 0..4usize, first in 0..24usize) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();
         let side = 2 * half + 1;

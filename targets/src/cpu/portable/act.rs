@@ -1,4 +1,4 @@
-//! Activation functions, in place.
+//! Activation functions, in place, and sums of what a branch adds to its stream.
 
 /// `gelu(x) = x · (1 + erf(x / √2)) / 2`, the exact form.
 pub fn gelu(x: &mut [f32]) {
@@ -19,6 +19,18 @@ pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
     for (g, &u) in gate.iter_mut().zip(up) {
         *g = *g / (1.0 + (-*g).exp()) * u;
     }
+}
+
+/// `x += y`.
+#[inline(always)]
+pub fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// `x += scale ⊙ y`.
+#[inline(always)]
+pub fn add_scaled(x: &mut [f32], scale: &[f32], y: &[f32]) {
+    x.iter_mut().zip(y).zip(scale).for_each(|((x, y), s)| *x += s * y);
 }
 
 #[cfg(test)]

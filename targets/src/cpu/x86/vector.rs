@@ -71,6 +71,12 @@ pub mod avx2 {
     pub fn div(a: V, b: V) -> V {
         _mm256_div_ps(a, b)
     }
+    /// `1 / a` within 2⁻²³, for positive numbers.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn reciprocal(a: V) -> V {
+        div(splat(1.0), a)
+    }
     /// `a · b + c`, rounded once.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -177,10 +183,13 @@ pub mod avx512 {
     pub fn mul(a: V, b: V) -> V {
         _mm512_mul_ps(a, b)
     }
+    /// `1 / a` within 2⁻²³, for positive numbers.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub fn div(a: V, b: V) -> V {
-        _mm512_div_ps(a, b)
+    pub fn reciprocal(a: V) -> V {
+        // An estimate of 14 bits and one step of Newton take a third of the time of a division.
+        let estimate = _mm512_rcp14_ps(a);
+        fma(estimate, _mm512_fnmadd_ps(a, estimate, splat(1.0)), estimate)
     }
     /// `a · b + c`, rounded once.
     #[inline]
@@ -202,13 +211,6 @@ pub mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     pub fn abs(a: V) -> V {
         _mm512_abs_ps(a)
-    }
-    /// The magnitude of `a` with the sign of `b`.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub fn with_sign(a: V, b: V) -> V {
-        let sign = _mm512_set1_ps(-0.0);
-        _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
     }
     /// The nearest whole numbers, ties to even.
     #[inline]
