@@ -32,8 +32,9 @@ fn main() {
         let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
         let target = CpuTarget::new(options).expect("threads start");
         println!("{}, medians of {} rounds; GB/s of weights, and the share of a read", target.name(), arguments.rounds);
-        println!("| type, N, K | read | read of the mapped weights | {} |", ROWS.map(|r| format!("{r} rows")).join(" | "));
-        println!("|---|---:|---:|{}", "---:|".repeat(ROWS.len()));
+        println!("Processor time below 100 % of the threads' time: something else ran, too.");
+        println!("| type, N, K | read | read of the mapped weights | {} | processor |", ROWS.map(|r| format!("{r} rows")).join(" | "));
+        println!("|---|---:|---:|{}---:|", "---:|".repeat(ROWS.len()));
         for &ty in &types {
             for (n, k) in SHAPES.into_iter().filter(|(n, k)| arguments.want(&format!("{ty}/{n}x{k}"))) {
                 measure(&target, &mut limits, ty, n, k, arguments.rounds);
@@ -52,7 +53,7 @@ fn measure(target: &CpuTarget, limits: &mut Limits, ty: GgmlType, n: usize, k: u
     let whole = tensors[0].backing().0.as_slice();
     // Reads, reads of the map, and a walk through all layers per number of rows, in bytes per second.
     let (mut reads, mut maps, mut walks) = (Vec::new(), Vec::new(), ROWS.map(|_| Vec::new()));
-    let mut shares = walks.clone();
+    let (mut shares, mut busy) = (walks.clone(), Vec::new());
     for round in 0..=rounds {
         let mut read = limits.rate(Limit::Read).expect("memory can be read");
         let map = bytes / limits.read(whole).seconds(threads);
@@ -66,6 +67,7 @@ fn measure(target: &CpuTarget, limits: &mut Limits, ty: GgmlType, n: usize, k: u
                 // The bandwidth drifts, so the read before and the one after count.
                 shares[i].push(2.0 * rate / (read + after));
                 reads.push(read);
+                busy.push(100.0 * took.cpu / took.wall);
             }
             read = after;
         }
@@ -75,7 +77,7 @@ fn measure(target: &CpuTarget, limits: &mut Limits, ty: GgmlType, n: usize, k: u
     }
     let cells = walks.into_iter().zip(shares).map(|(w, s)| format!("{:5.1}  {:5.1} %", median(w) / 1e9, 100.0 * median(s)));
     let cells: Vec<String> = cells.collect();
-    println!("| {ty}, {n}, {k} | {:.1} | {:.1} | {} |", median(reads) / 1e9, median(maps) / 1e9, cells.join(" | "));
+    println!("| {ty}, {n}, {k} | {:.1} | {:.1} | {} | {:.0} % |", median(reads) / 1e9, median(maps) / 1e9, cells.join(" | "), median(busy));
 }
 
 fn walk(target: &CpuTarget, layers: &[Linear<CpuTarget>], tensors: &[Tensor], rows: usize, check: bool) -> Took {

@@ -111,6 +111,11 @@ impl Limits {
         Limits { pool: Pool::new(threads).expect("threads start"), memory: None }
     }
 
+    /// Threads that it measures with.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
     /// Measures once; `None` when the processor does not have it. A median of several is what to quote.
     pub fn rate(&mut self, limit: Limit) -> Option<f64> {
         let threads = self.pool.threads();
