@@ -29,17 +29,28 @@ def bench(binary, model, *arguments, threads, env=None):
     return json.loads(sphinx(binary, "bench", model, "--threads", threads, "--repeat", 1, "--output", "json", *arguments, env=env))
 
 
-def limits(binary, threads):
-    """Highest rates on `threads` threads in bytes and operations per second, by the bench of that name."""
-    text = subprocess.run([str(binary), "--rounds", "3"], capture_output=True, text=True, check=True,
+def limits(binary, threads, *words):
+    """Highest rates on `threads` threads in bytes and operations per second, by the bench of that name; `words` choose."""
+    text = subprocess.run([str(binary), "--rounds", "3", *words], capture_output=True, text=True, check=True,
                           env={**os.environ, "SPHINX_THREADS": str(threads)}).stdout
     found = {}
     for line in text.splitlines():
         m = re.match(rf"{threads} threads  (.{{20}}) +([0-9.]+) (\S+)", line)
         if m:
             found[m[1].strip()] = float(m[2]) * (1e9 if m[3] == "GB/s" else 1e12)
-    return {"read": found["memory read"], "int8": found.get("int8 vpdpbusd zmm", found.get("int8 vpmaddubsw ymm")),
-            "avx2": found.get("int8 vpmaddubsw ymm")}
+    return found
+
+
+def int8(binary, threads, isa=None):
+    """The limit of 8-bit instructions: of AVX2 when that is asked for, or of the best there are."""
+    found = limits(binary, threads, "int8")
+    names = ["int8 vpmaddubsw ymm"] if isa == "avx2" else ["int8 vpdpbusd zmm", "int8 vpdpbusd ymm", "int8 vpmaddubsw ymm"]
+    return next(found[name] for name in names if name in found)
+
+
+def read(binary, threads):
+    """The limit of reading memory."""
+    return limits(binary, threads, "read")["memory read"]
 
 
 def bench_binary(name):

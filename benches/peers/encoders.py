@@ -228,7 +228,7 @@ def main():
             for _ in range(args.rounds):
                 one = {}
                 for b in blocks:
-                    one[f"{b.name}-limit"] = common.limits(args.limits, args.threads)["int8"]
+                    one[f"{b.name}-limit"] = common.int8(args.limits, args.threads)
                     one[f"{b.name}-ours"] = b.ours(args, args.type, args.calls)[0]
                     one[f"{b.name}-peer"] = b.peer(sessions[b.name], args.calls)
                     common.pause()
@@ -243,7 +243,7 @@ def towers(args):
     """Seconds per view of our real towers."""
     vision = Path(args.model).with_name("mmproj-" + Path(args.model).name)
     common.touch(args.model, *([vision] if vision.exists() else []))
-    limit = common.limits(args.limits, args.threads)["int8"]
+    limit = common.int8(args.limits, args.threads)
     found = common.bench(args.sphinx, args.model, "--image", args.image, "--prompt-tokens", 1, "--gen-tokens", 1, threads=args.threads)
     image = found["image"]
     views = image["views"] - image["skipped_views"]

@@ -55,7 +55,7 @@ def main():
     parts, decoder = {p["part"]: p for p in card["parts"]}, card["decoder"]
     rounds = common.Rounds(args.keep)
     for _ in range(args.rounds):
-        limit = common.limits(limits, args.threads)["int8"]
+        limit = common.int8(limits, args.threads)
         common.touch(args.model, vision)
         wall, answer, peak = run(args)
         t = answer["timings"]

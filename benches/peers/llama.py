@@ -106,11 +106,16 @@ def main():
         one = {}
         for part in parts:
             common.touch(args.model)
-            one[f"{part}-limit"] = common.limits(limits, args.threads)["read" if part.startswith("decode") else "avx2" if args.isa == "avx2" else "int8"]
+            limit = lambda: common.read(limits, args.threads) if part.startswith("decode") else common.int8(limits, args.threads, args.isa)
+            before = limit()
             one[f"{part}-ours"] = ours(args, part)
+            # Memory drifts, so what comes before and after both count.
+            between = limit()
+            one[f"{part}-limit"] = (before + between) / 2
             if peer:
                 one[f"{part}-peer"] = peer.run(part)
                 common.pause()
+                one[f"{part}-peer-limit"] = (between + limit()) / 2
         rounds.add(one)
     print(f"{args.model}, {args.threads} threads, kv {args.kv}, medians of {len(rounds.all)} rounds; ratios and shares of each round")
     if peer:
@@ -120,11 +125,11 @@ def main():
         what, n = part.split("-")
         # As the limits in the record are counted: 512 without attention, which makes 2 %, longer ones with it.
         each = cost["bytes"] if what == "decode" else cost["layers"] + (cost["attention"] * int(n) / 2 if int(n) > 512 else 0)
-        share = lambda who: 100 * each * rounds.ratio(f"{part}-{who}", f"{part}-limit")
+        share = lambda who, limit: 100 * each * rounds.ratio(f"{part}-{who}", f"{part}-{limit}")
         limit = rounds.median(f"{part}-limit")
         shown = f"{limit / 1e9:.1f} GB/s" if what == "decode" else f"{limit / 1e12:.2f} TOPS"
         print(f"| {part} | {rounds.median(part + '-ours'):.1f} | {rounds.median(part + '-peer'):.1f} | "
-              f"{rounds.ratio(part + '-ours', part + '-peer'):.2f} | {shown} | {share('ours'):.1f} % | {share('peer'):.1f} % |")
+              f"{rounds.ratio(part + '-ours', part + '-peer'):.2f} | {shown} | {share('ours', 'limit'):.1f} % | {share('peer', 'peer-limit'):.1f} % |")
     if rounds.of("decode-64-ours") and rounds.of("decode-1400-ours"):
         print(f"decoding at 1400 is {100 * (rounds.ratio('decode-64-ours', 'decode-1400-ours') - 1):.1f} % slower than at 64")
 
