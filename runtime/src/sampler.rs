@@ -91,9 +91,11 @@ impl Sampler {
 
     fn fill_nucleus(&mut self, logits: &[f32]) {
         let Sampling { temperature, top_p, .. } = self.sampling;
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = greatest(logits) / temperature;
         self.weights.clear();
-        self.weights.extend(logits.iter().map(|&x| (x / temperature - max / temperature).exp()));
+        // Half the smallest number is e^−103.97: what is less is 0, and most of a vocabulary is at low temperatures.
+        let weight = |&x: &f32| Some(x / temperature - max).filter(|&x| x >= -104.0).map_or(0.0, f32::exp);
+        self.weights.extend(logits.iter().map(weight));
         let sum = self.weights.iter().map(|&w| f64::from(w)).sum::<f64>() as f32;
         // Tokens below this share have, all together, less than 1 − p: the mass before each of them exceeds p, so they
         // need not be sorted. The margin is for rounding.
@@ -101,6 +103,10 @@ impl Sampler {
         self.nucleus.clear();
         let shares = (0u32..).zip(self.weights.iter().map(|&w| w / sum));
         self.nucleus.extend(shares.filter(|&(_, p)| p >= least));
+        if self.nucleus.len() > FEW {
+            let least = least_share(&self.nucleus, top_p);
+            self.nucleus.retain(|&(_, p)| p >= least);
+        }
         self.nucleus.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let mut mass = 0.0f64;
         let stay = self.nucleus.iter().take_while(|&&(_, p)| {
@@ -112,15 +118,44 @@ impl Sampler {
     }
 }
 
+/// Tokens that are sorted without a thought.
+const FEW: usize = 64;
+
+/// A share such that all tokens below it have more than p before them, so that they need not be sorted.
+fn least_share(tokens: &[(u32, f32)], top_p: f32) -> f32 {
+    // Shares by their exponent and three bits more: an order of sets that needs no comparing.
+    const BITS: u32 = 20;
+    const SETS: usize = (1f32.to_bits() >> BITS) as usize + 1;
+    let mut masses = [0.0f64; SETS];
+    for (_, share) in tokens {
+        masses[((share.to_bits() >> BITS) as usize).min(SETS - 1)] += f64::from(*share);
+    }
+    // The margin is for rounding.
+    let enough = f64::from(top_p) + 1e-5;
+    let mut mass = 0.0;
+    let crosses = masses.iter().rposition(|more| {
+        mass += more;
+        mass > enough
+    });
+    crosses.map_or(0.0, |set| f32::from_bits((set as u32) << BITS))
+}
+
+/// The greatest of finite numbers; −∞ for none.
+fn greatest(x: &[f32]) -> f32 {
+    // Independent lanes, which compilers turn into vectors.
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = x.as_chunks::<32>();
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane = greater(*lane, x));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, greater)
+}
+
 /// Index of the greatest logit, the lowest of equals.
 pub fn best(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &x) in (0u32..).zip(logits) {
-        if x > best.1 {
-            best = (id, x);
-        }
-    }
-    best.0
+    let max = greatest(logits);
+    logits.iter().position(|&x| x == max).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -157,6 +192,32 @@ mod tests {
             let (ours, whole) = (sampler.nucleus(&logits).to_vec(), sorted_whole(&logits, t, p));
             assert_eq!(ours, whole, "case {case}");
         }
+    }
+
+    #[test]
+    fn many_equals_and_many_zeros_are_as_in_a_whole_sort() {
+        for case in 0..60u64 {
+            // Few different logits, some of whose shares vanish.
+            let logits: Vec<f32> = random_logits(case, 3_000, 40.0).iter().map(|x| x.round() * (case % 5) as f32).collect();
+            let (t, p) = ([0.1, 1.0, 100.0][case as usize % 3], [0.0, 0.3, 0.9, 0.9999, 1.0][case as usize % 5]);
+            let mut sampler = Sampler::new(Sampling { temperature: t, top_p: p, seed: 0 }, logits.len()).unwrap();
+            assert_eq!(sampler.nucleus(&logits), sorted_whole(&logits, t, p), "case {case}");
+        }
+    }
+
+    #[test]
+    fn the_best_is_the_first_greatest() {
+        for n in [1, 2, 31, 32, 33, 64, 1_000] {
+            for case in 0..50 {
+                let logits: Vec<f32> = random_logits(case, n, 6.0).iter().map(|x| x.round()).collect();
+                let mut want = 0;
+                for (i, x) in logits.iter().enumerate() {
+                    want = if *x > logits[want] { i } else { want };
+                }
+                assert_eq!(best(&logits), want as u32, "{logits:?}");
+            }
+        }
+        assert_eq!(best(&[]), 0);
     }
 
     #[test]
