@@ -1,9 +1,10 @@
 //! Square padding and Pillow's antialiased bicubic resize of 8-bit pixels, and their normalisation.
 
-use super::preprocess::Picture;
+use sphinx_targets::cpu::Isa;
+use sphinx_targets::cpu::kernels::Kernels;
+use sphinx_targets::cpu::portable::resample::FRACTION;
 
-/// Fractional bits of a weight.
-const FRACTION: u32 = 22;
+use super::preprocess::Picture;
 
 /// Where the picture lies in its square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,38 +150,46 @@ fn resample(picture: &Picture, across: &[Taps], down: &[Taps], pad: [u8; 3]) -> 
     let held = down.iter().map(|t| t.weights.len()).max().unwrap_or(0).max(1);
     let mut rows = vec![0u8; held * to];
     let mut made = 0;
-    let mut sums = vec![0i32; to];
+    let across = Across::new(across, picture.width(), pad);
+    // A value that is no instruction set was refused when a target was made.
+    let kernels = Kernels::for_isa(Isa::best(Isa::cap_from_env().ok().flatten()));
+    // Kernels read the byte behind a row: only the last one has none.
+    let (pixels, mut last) = (picture.rgb(), vec![0; from + 1]);
+    last[..from].copy_from_slice(&pixels[pixels.len() - from..]);
     for (out, taps) in rgb.chunks_exact_mut(to).zip(down) {
         for y in made.max(taps.first)..taps.first + taps.weights.len() {
-            resample_row(&picture.rgb()[y * from..][..from], across, pad, &mut rows[y % held * to..][..to]);
+            let row = pixels.get(y * from..(y + 1) * from + 1).unwrap_or(&last);
+            kernels.resample_across(row, &across.firsts, &across.weights, &across.starts, &mut rows[y % held * to..][..to]);
         }
         made = made.max(taps.first + taps.weights.len());
-        for sum in sums.as_chunks_mut::<3>().0 {
-            *sum = start_sums(taps.padding, pad);
-        }
-        for (i, &weight) in taps.weights.iter().enumerate() {
-            let row = &rows[(taps.first + i) % held * to..][..to];
-            for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum += weight * i32::from(value);
-            }
-        }
-        for (to, &sum) in out.iter_mut().zip(&sums) {
-            *to = (sum >> FRACTION).clamp(0, 255) as u8;
-        }
+        let behind: Vec<&[u8]> = (0..taps.weights.len()).map(|i| &rows[(taps.first + i) % held * to..][..to]).collect();
+        kernels.resample_down(&behind, &taps.weights, start_sums(taps.padding, pad), out);
     }
     rgb
 }
 
-/// One row of content, resized; what lies beside it is padding.
-fn resample_row(row: &[u8], taps: &[Taps], pad: [u8; 3], out: &mut [u8]) {
-    for (to, taps) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps) {
-        let mut sums = start_sums(taps.padding, pad);
-        for (pixel, &weight) in row[taps.first * 3..].as_chunks::<3>().0.iter().zip(&taps.weights) {
-            for (sum, &value) in sums.iter_mut().zip(pixel) {
-                *sum += weight * i32::from(value);
-            }
+/// Taps as the kernel takes them: equally many for every output sample.
+struct Across {
+    /// First input sample.
+    firsts: Vec<u32>,
+    /// `[outputs, taps]`.
+    weights: Vec<i32>,
+    /// What sums start with.
+    starts: Vec<[i32; 3]>,
+}
+
+impl Across {
+    fn new(taps: &[Taps], content: usize, pad: [u8; 3]) -> Across {
+        let most = taps.iter().map(|t| t.weights.len()).max().unwrap_or(0).max(1);
+        let mut across = Across { firsts: Vec::new(), weights: vec![0; taps.len() * most], starts: Vec::new() };
+        for (t, weights) in taps.iter().zip(across.weights.chunks_exact_mut(most)) {
+            // Weights of 0 fill it up, before the others where the content ends.
+            let first = t.first.min(content - most);
+            weights[t.first - first..][..t.weights.len()].copy_from_slice(&t.weights);
+            across.firsts.push(first as u32);
+            across.starts.push(start_sums(t.padding, pad));
         }
-        *to = sums.map(|sum| (sum >> FRACTION).clamp(0, 255) as u8);
+        across
     }
 }
 

@@ -74,6 +74,10 @@ pub struct Kernels {
     #[allow(clippy::type_complexity)] // the shapes of a convolution
     conv_depthwise: unsafe fn(&[f32], usize, usize, &[f32], usize, &[f32], Range<usize>, &mut [f32], &mut [f32]),
     conv_scratch: fn(usize, usize) -> usize,
+    #[allow(clippy::type_complexity)] // row, firsts, weights, starts, out
+    resample_across: unsafe fn(&[u8], &[u32], &[i32], &[[i32; 3]], &mut [u8]),
+    #[allow(clippy::type_complexity)] // rows, weights, start, out
+    resample_down: unsafe fn(&[&[u8]], &[i32], [i32; 3], &mut [u8]),
     attend_scores: unsafe fn(&[f32], usize, Keys<'_>, usize, &mut [f32], usize),
     attend_mix: unsafe fn(&[f32], usize, Values<'_>, usize, usize, &mut [f32]),
 }
@@ -101,7 +105,7 @@ impl Kernels {
 
     #[cfg(target_arch = "x86_64")]
     fn take_avx2(&mut self) {
-        use super::x86::{act, attend, conv, dot::avx2 as dot, gemm::avx2 as gemm, norm, quantize, rope, softmax};
+        use super::x86::{act, attend, conv, dot::avx2 as dot, gemm::avx2 as gemm, norm, quantize, resample, rope, softmax};
         *self = Kernels {
             isa: self.isa,
             dot_f32: dot::f32,
@@ -152,6 +156,8 @@ impl Kernels {
             rope_rotate: rope::avx2::rotate,
             conv_depthwise: conv::avx2::depthwise,
             conv_scratch: conv::depthwise_scratch,
+            resample_across: resample::avx2::across,
+            resample_down: resample::avx2::down,
             attend_scores: attend::avx2::scores,
             attend_mix: attend::avx2::mix,
         };
@@ -281,6 +287,8 @@ impl Kernels {
             rope_rotate: rope::rotate,
             conv_depthwise: conv::depthwise,
             conv_scratch: conv::depthwise_scratch,
+            resample_across: resample::across,
+            resample_down: resample::down,
             attend_scores: attend::scores,
             attend_mix: attend::mix,
         }
@@ -522,6 +530,21 @@ impl Kernels {
         assert!(scratch.len() >= self.conv_scratch(width, side));
         // SAFETY: the table is for this CPU; all slices have the shapes the kernel needs, as asserted.
         unsafe { (self.conv_depthwise)(x, width, channels, kernel, side, bias, rows, out, scratch) }
+    }
+
+    /// See [`portable::resample::across`].
+    pub fn resample_across(&self, row: &[u8], firsts: &[u32], weights: &[i32], starts: &[[i32; 3]], out: &mut [u8]) {
+        let n = firsts.len();
+        assert!(n > 0 && weights.len().is_multiple_of(n) && !weights.is_empty() && starts.len() == n && out.len() == 3 * n);
+        // SAFETY: the table is for this CPU; the kernel checks every other place.
+        unsafe { (self.resample_across)(row, firsts, weights, starts, out) }
+    }
+
+    /// See [`portable::resample::down`].
+    pub fn resample_down(&self, rows: &[&[u8]], weights: &[i32], start: [i32; 3], out: &mut [u8]) {
+        assert!(rows.len() == weights.len() && out.len().is_multiple_of(3));
+        // SAFETY: the table is for this CPU; the kernel checks every other place.
+        unsafe { (self.resample_down)(rows, weights, start, out) }
     }
 
     /// Numbers of scratch that [`Kernels::conv_depthwise`] needs.

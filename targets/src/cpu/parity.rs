@@ -390,6 +390,31 @@ proptest! {
     }
 
     #[test]
+    fn resampled_pixels(seed: u64, outputs in 1..70usize, taps in 1..20usize, beyond in 0..30usize) {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let (portable, siblings) = tables();
+        let pixels = taps + beyond;
+        // A multiple of the vectors' samples now and then; sums stay inside 32 bits.
+        let outputs = if seed.is_multiple_of(3) { outputs.next_multiple_of(16) } else { outputs };
+        let row: Vec<u8> = (0..3 * pixels + 1).map(|_| if rng.random() { rng.random() } else { 255 }).collect();
+        let firsts: Vec<u32> = (0..outputs).map(|_| rng.random_range(0..=beyond as u32)).collect();
+        let weights: Vec<i32> = (0..outputs * taps).map(|_| rng.random_range(-(1 << 18)..1 << 18)).collect();
+        let starts: Vec<[i32; 3]> = (0..outputs).map(|_| std::array::from_fn(|_| rng.random_range(-(1 << 29)..1 << 29))).collect();
+        let rows: Vec<Vec<u8>> = (0..taps).map(|_| (0..3 * outputs).map(|_| rng.random()).collect()).collect();
+        let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+        let run = |table: &Kernels| {
+            let (mut across, mut down) = (vec![7; 3 * outputs], vec![7; 3 * outputs]);
+            table.resample_across(&row, &firsts, &weights, &starts, &mut across);
+            table.resample_down(&rows, &weights[..taps], starts[0], &mut down);
+            (across, down)
+        };
+        let want = run(&portable);
+        for table in &siblings {
+            prop_assert!(run(table) == want, "{}", table.isa());
+        }
+    }
+
+    #[test]
     fn attention_products(seed: u64, queries in 1..20usize, positions in 1..70usize, head_dim in prop_oneof![Just(8usize), Just(24), Just(32), Just(64), Just(80), Just(128)]) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();

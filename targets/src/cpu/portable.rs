@@ -9,6 +9,7 @@ pub mod dot;
 pub mod gemm;
 pub mod norm;
 pub mod quantize;
+pub mod resample;
 pub mod rope;
 pub mod softmax;
 pub mod unpack;

@@ -15,5 +15,6 @@ pub mod gemm;
 pub mod norm;
 pub mod pack;
 pub mod quantize;
+pub mod resample;
 pub mod rope;
 pub mod softmax;
