@@ -53,6 +53,42 @@ impl Bytes {
         let _ = range;
     }
 
+    /// Has the pages of `range` read from the file and mapped, and returns when they are there. Does nothing for bytes in memory;
+    /// where the system has no such call, it is asked to begin reading.
+    pub fn fetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            if map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len()).is_ok() {
+                return;
+            }
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// As [`fetch`](Bytes::fetch), without the megabytes around that a system reads when a page is touched: for a small tensor
+    /// between large ones.
+    pub fn fetch_alone(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            // What was advised is forgotten afterwards; if the system does not care to, nothing is lost but time.
+            if map.advise_range(memmap2::Advice::Random, range.start, range.len()).is_ok() {
+                self.fetch(range.clone());
+                let _ = map.advise_range(memmap2::Advice::Normal, range.start, range.len());
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
         match self {
@@ -167,6 +203,11 @@ impl Tensor {
         bytemuck::cast_slice(self.bytes())
     }
 
+    /// See [`Bytes::fetch_alone`].
+    pub fn fetch_alone(&self) {
+        self.bytes.fetch_alone(self.range.clone());
+    }
+
     /// The bytes that back it, and where in them it lies.
     pub fn backing(&self) -> (&Arc<Bytes>, Range<usize>) {
         (&self.bytes, self.range.clone())
@@ -186,5 +227,19 @@ mod tests {
         assert_eq!(second.bytes(), &data[102..]);
         assert_eq!(second.backing().1, 102..204);
         assert!(stack.part(4..7).is_none() && stack.part(6..6).is_some_and(|t| t.is_empty()));
+    }
+
+    #[test]
+    fn fetched_bytes_are_those_of_the_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        io::Write::write_all(&mut file, &data).unwrap();
+        for bytes in [Bytes::map(&file).unwrap(), Bytes::owned(&data)] {
+            for range in [0..0, 0..100_000, 5_000..5_001, 4_000..90_000, 9..200_000] {
+                bytes.fetch_alone(range.clone());
+                bytes.fetch(range);
+            }
+            assert!(bytes.as_slice() == data);
+        }
     }
 }

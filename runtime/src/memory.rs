@@ -17,6 +17,14 @@ impl Memory {
         Memory::parse(&std::fs::read_to_string("/proc/self/status").ok()?)
     }
 
+    /// Bytes that new work may use without pushing anything out, pages of files counted as free; `None` where the system does
+    /// not tell.
+    pub fn available() -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    }
+
     fn parse(status: &str) -> Option<Memory> {
         let bytes = |name: &str| {
             let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

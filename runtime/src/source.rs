@@ -8,6 +8,7 @@ use sphinx_quant::gguf::keys::{self, Half};
 
 use crate::{Result, RuntimeError};
 
+pub(crate) mod ahead;
 mod params;
 pub(crate) mod stacks;
 

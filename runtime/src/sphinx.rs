@@ -6,11 +6,12 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use sphinx_quant::error::printable;
-use sphinx_quant::gguf::Gguf;
+use sphinx_quant::gguf::{Gguf, names};
 use sphinx_targets::{KvType, Target};
 
 use crate::decoder::Decoder;
 use crate::session::{Budget, Reply, Request, Session};
+use crate::source::ahead::Ahead;
 use crate::source::{LanguageParams, Source};
 use crate::tokenizer::Tokenizer;
 use crate::vision::{ImageRows, Observe, Picture, Vision};
@@ -46,6 +47,9 @@ pub struct Sphinx<T: Target> {
     kv: KvType,
     chunk: usize,
     load_s: f64,
+    /// What still reads weights ahead of their use.
+    _ahead: Option<Ahead>,
+    vision_ahead: OnceLock<Option<Ahead>>,
 }
 
 impl<T: Target> Sphinx<T> {
@@ -77,9 +81,24 @@ impl<T: Target> Sphinx<T> {
         let kv = options.kv.unwrap_or(if params.whole_precision { KvType::F32 } else { KvType::F16 });
         let tokenizer = Tokenizer::from_gguf(source.language())?;
         let decoder = Decoder::load(&target, source.language(), params)?;
+        // Of a table of embeddings few rows are used, and of a mixture not all experts.
+        let table = if params.tied_output { "" } else { names::TOKEN_EMBD };
+        let ahead = Ahead::start(source.language(), |name| name != table && !name.contains("_exps."));
         let load_s = start.elapsed().as_secs_f64();
         tracing::info!("{} on {}, loaded in {load_s:.3} s", path.display(), target.name());
-        Ok(Sphinx { target, tokenizer, decoder, vision: OnceLock::new(), context, kv, chunk: chunk.min(context), load_s, source })
+        Ok(Sphinx {
+            target,
+            tokenizer,
+            decoder,
+            vision: OnceLock::new(),
+            context,
+            kv,
+            chunk: chunk.min(context),
+            load_s,
+            source,
+            _ahead: ahead,
+            vision_ahead: OnceLock::new(),
+        })
     }
 
     /// What computes.
@@ -137,6 +156,7 @@ impl<T: Target> Sphinx<T> {
             return Ok(vision);
         }
         let file = self.source.open_vision()?;
+        self.vision_ahead.get_or_init(|| Ahead::start(&file, |_| true));
         let load = if self.params().is_mixture() { Vision::load_fine } else { Vision::load };
         let vision = load(&self.target, &file)?;
         if vision.dim() != self.params().dim {

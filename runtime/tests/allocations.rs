@@ -57,6 +57,8 @@ fn a_token_allocates_nothing() {
                 let mut session = model.session().unwrap();
                 session.prefill(&[1, 5, 9], None).unwrap();
                 session.step(7).unwrap(); // what is made once for a single row
+                // Nobody waits for the threads to start, and starting allocates.
+                std::thread::sleep(std::time::Duration::from_millis(50));
                 let before = COUNT.load(Ordering::SeqCst);
                 for i in 0..50 {
                     session.step(i * 11 % VOCABULARY as u32).unwrap();
