@@ -182,7 +182,7 @@ impl Kernels {
         self.fine_q2_k = dot::fine_q2_k;
         self.fine_q3_k = dot::fine_q3_k;
         self.fine_q5_k = dot::fine_q5_k;
-        self.pack_q4_0 = gemm::pack_q4_0;
+        self.pack_q4_0 = pack::q4_0;
         self.pack_q4_1 = gemm::pack_q4_1;
         self.pack_q5_0 = gemm::pack_q5_0;
         self.pack_q5_1 = gemm::pack_q5_1;

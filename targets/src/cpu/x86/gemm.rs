@@ -348,7 +348,7 @@ pub mod avx512 {
     use super::*;
 
     packs!("avx512f,avx512bw,avx512vl,avx512dq", transpose:
-        pack_q4_0: BlockQ4_0, pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1,
+        pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1,
         pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q5_k: BlockQ5_K);
 
     /// Four columns of 16 rows together.
