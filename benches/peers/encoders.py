@@ -225,26 +225,26 @@ def main():
         blocks = [Block(name, args.views, Path(folder)) for name in args.only.split(",")]
         if "speed" in args.what:
             sessions = {b.name: session(b.int8, args.threads) for b in blocks}
+            steady = common.Steady(lambda: common.int8(args.limits, args.threads))
             for _ in range(args.rounds):
                 one = {}
                 for b in blocks:
-                    one[f"{b.name}-limit"] = common.int8(args.limits, args.threads)
-                    one[f"{b.name}-ours"] = b.ours(args, args.type, args.calls)[0]
-                    one[f"{b.name}-peer"] = b.peer(sessions[b.name], args.calls)
+                    both = lambda: (b.ours(args, args.type, args.calls)[0], b.peer(sessions[b.name], args.calls))
+                    one[f"{b.name}-limit"], (one[f"{b.name}-ours"], one[f"{b.name}-peer"]) = steady.measure(both)
                     common.pause()
                 if args.model:
-                    one |= towers(args)
+                    one |= towers(args, steady)
                 rounds.add(one)
         errors = {b.name: b.errors(args) for b in blocks} if "errors" in args.what else {}
     report(args, rounds, errors)
 
 
-def towers(args):
+def towers(args, steady):
     """Seconds per view of our real towers."""
     vision = Path(args.model).with_name("mmproj-" + Path(args.model).name)
     common.touch(args.model, *([vision] if vision.exists() else []))
-    limit = common.int8(args.limits, args.threads)
-    found = common.bench(args.sphinx, args.model, "--image", args.image, "--prompt-tokens", 1, "--gen-tokens", 1, threads=args.threads)
+    work = lambda: common.bench(args.sphinx, args.model, "--image", args.image, "--prompt-tokens", 1, "--gen-tokens", 1, threads=args.threads)
+    limit, found = steady.measure(work)
     image = found["image"]
     views = image["views"] - image["skipped_views"]
     return {"towers-limit": limit, "dinov2-tower": image["dinov2_s"] / views, "convnext-tower": image["convnext_s"] / views}
