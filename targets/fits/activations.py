@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Fits the polynomials of cpu/x86/act.rs and prints them, highest power first, with the error they reach. Needs mpmath, numpy.
+"""Fits the polynomials of cpu/x86/{act,softmax}.rs and prints them, highest power first, with the error they reach. Needs mpmath, numpy.
 
 exp:  (e^r − 1 − r) / r² on |r| ≤ ln 2 / 2, degree 5, after x = n·ln 2 + r.
 tail: Q(x) = erfc(x / √2) / 2 by 16 polynomials of degree 4 in r = 2.75 x − i, on |r| ≤ 1/2, for i = 0..15; a row per power.
 erfc: P of erfc(z) = t · exp(−z² + P(t)), t = 1 / (1 + z/2), on 0 ≤ z < ∞, degree 9.
+exp2: (2^r − 1) / r on |r| ≤ 1/2, degree 5.
 
-Both are interpolations at Chebyshev nodes, which is within a small factor of the best fit, computed with 60 digits.
+All are interpolations at Chebyshev nodes, which is within a small factor of the best fit, computed with 60 digits.
 """
 import mpmath as mp
 import numpy as np
@@ -52,7 +53,6 @@ p = fit(log_erfc, mp.mpf(0), mp.mpf(1), 9)
 grid = [mp.mpf(k) / 600 for k in range(1, 601)]
 show("erfc", p, max(abs(mp.exp(horner(p, t) - log_erfc(t)) - 1) for t in grid))
 
-
 rows, error = [], mp.mpf(0)
 for i in range(16):
     tail = lambda r: mp.erfc((i + r) / mp.mpf("2.75") / mp.sqrt(2)) / 2
@@ -64,3 +64,7 @@ for i in range(16):
 print(f"tail: error of x Q(x) {mp.nstr(error, 3)} before rounding")
 for j in range(5):
     print("  ", ", ".join(repr(row[j]) for row in rows))
+
+p = fit(lambda r: mp.expm1(r * mp.log(2)) / r if abs(r) > mp.mpf(10) ** -40 else mp.log(2), -mp.mpf(1) / 2, mp.mpf(1) / 2, 5)
+grid = [mp.mpf(k) / 400 - mp.mpf(1) / 2 for k in range(401)]
+show("exp2", p, max(abs((1 + r * horner(p, r)) / mp.mpf(2) ** r - 1) for r in grid))

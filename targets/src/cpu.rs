@@ -80,7 +80,8 @@ pub struct CpuTarget {
     scratch: Mutex<matmul::Scratch>,
     attention: Vec<Mutex<attention::Worker>>,
     conv: Vec<Mutex<Aligned<f32>>>,
-    angles: Mutex<Aligned<f32>>,
+    angles: Mutex<attention::Angles>,
+    parts: Mutex<attention::Parts>,
     recorder: Option<Mutex<Recorder>>,
 }
 
@@ -104,7 +105,8 @@ impl CpuTarget {
             scratch: Mutex::new(matmul::Scratch::new(threads)),
             attention: (0..threads).map(|_| Mutex::new(attention::Worker::new())).collect(),
             conv: (0..threads).map(|_| Mutex::new(Aligned::empty())).collect(),
-            angles: Mutex::new(Aligned::empty()),
+            angles: Mutex::new(attention::Angles::new()),
+            parts: Mutex::new(attention::Parts::new()),
             recorder: options.record.then(Mutex::default),
             pool,
         };
@@ -128,7 +130,8 @@ impl CpuTarget {
             all.iter().map(|one| bytes(&one.lock().unwrap_or_else(PoisonError::into_inner))).sum()
         }
         let angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner).bytes();
-        self.scratch().bytes() + sum(&self.attention, attention::Worker::bytes) + sum(&self.conv, Aligned::bytes) + angles
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        self.scratch().bytes() + sum(&self.attention, attention::Worker::bytes) + sum(&self.conv, Aligned::bytes) + angles + parts
     }
 
     /// What was recorded since the last time, by tensor name and place in the file, and starts anew; nothing unless

@@ -8,7 +8,7 @@ use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
 
 use super::isa::Isa;
 use super::portable;
-use super::portable::attend::{Keys, Values};
+use super::portable::attend::{Keys, ROOM, Share, Values};
 use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels};
 use super::q8::{FineRow, Q8Row, Q8RowMut};
 
@@ -64,7 +64,8 @@ pub struct Kernels {
     norm_rms: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     #[allow(clippy::type_complexity)] // x, weight, bias, eps, out
     norm_layer: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
-    softmax_exp: unsafe fn(&mut [f32], usize, f32) -> f32,
+    #[allow(clippy::type_complexity)] // scores, stride, width, valid, scale, tops, sums
+    softmax_exp: unsafe fn(&mut [f32], usize, usize, &[usize], f32, &mut [f32], &mut [f32]),
     act_gelu: unsafe fn(&mut [f32]),
     act_quick_gelu: unsafe fn(&mut [f32]),
     act_silu_gate: unsafe fn(&mut [f32], &[f32]),
@@ -78,8 +79,12 @@ pub struct Kernels {
     resample_across: unsafe fn(&[u8], &[u32], &[i32], &[[i32; 3]], &mut [u8]),
     #[allow(clippy::type_complexity)] // rows, weights, start, out
     resample_down: unsafe fn(&[&[u8]], &[i32], [i32; 3], &mut [u8]),
-    attend_scores: unsafe fn(&[f32], usize, Keys<'_>, usize, &mut [f32], usize),
-    attend_mix: unsafe fn(&[f32], usize, Values<'_>, usize, usize, &mut [f32]),
+    #[allow(clippy::type_complexity)] // the shapes of a product
+    attend_scores: unsafe fn(&[f32], usize, Keys<'_>, usize, &mut [f32], &mut [f32], usize),
+    #[allow(clippy::type_complexity)] // the shapes of a product
+    attend_mix: unsafe fn(&[f32], usize, Values<'_>, usize, usize, &mut [f32], &mut [f32]),
+    attend_fold: unsafe fn(Share<'_>, Share<'_>, usize, f32),
+    attend_turn: unsafe fn(&[f32], usize, usize, usize, &mut [f32], usize),
 }
 
 impl Kernels {
@@ -160,6 +165,8 @@ impl Kernels {
             resample_down: resample::avx2::down,
             attend_scores: attend::avx2::scores,
             attend_mix: attend::avx2::mix,
+            attend_fold: attend::avx2::fold,
+            attend_turn: attend::turned::avx2,
         };
     }
 
@@ -207,6 +214,8 @@ impl Kernels {
         self.conv_depthwise = conv::avx512::depthwise;
         self.attend_scores = attend::avx512::scores;
         self.attend_mix = attend::avx512::mix;
+        self.attend_fold = attend::avx512::fold;
+        self.attend_turn = attend::turned::avx512;
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -291,6 +300,8 @@ impl Kernels {
             resample_down: resample::down,
             attend_scores: attend::scores,
             attend_mix: attend::mix,
+            attend_fold: attend::fold,
+            attend_turn: attend::turn,
         }
     }
 
@@ -464,10 +475,22 @@ impl Kernels {
     }
 
     /// See [`portable::softmax::exp`].
-    pub fn softmax_exp(&self, scores: &mut [f32], valid: usize, scale: f32) -> f32 {
-        assert!(valid >= 1 && valid <= scores.len());
-        // SAFETY: the table is for this CPU; `valid` is inside, as asserted.
-        unsafe { (self.softmax_exp)(scores, valid, scale) }
+    #[allow(clippy::too_many_arguments)] // rows, and what is noted of each
+    pub fn softmax_exp(
+        &self,
+        scores: &mut [f32],
+        stride: usize,
+        width: usize,
+        valid: &[usize],
+        scale: f32,
+        tops: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        let n = valid.len();
+        assert!(width <= stride && stride > 0 && n > 0 && scores.len() >= (n - 1) * stride + width);
+        assert!(tops.len() == n && sums.len() == n && valid.iter().all(|&valid| valid <= width));
+        // SAFETY: the table is for this CPU; all rows are there and `valid` is inside them, as asserted.
+        unsafe { (self.softmax_exp)(scores, stride, width, valid, scale, tops, sums) }
     }
 
     /// See [`portable::act::gelu`].
@@ -553,31 +576,52 @@ impl Kernels {
     }
 
     /// See [`portable::attend::scores`].
-    pub fn scores(&self, q: &[f32], head_dim: usize, k: Keys<'_>, tiles: usize, out: &mut [f32], stride: usize) {
+    #[allow(clippy::too_many_arguments)] // shapes of a product
+    pub fn scores(&self, q: &[f32], head_dim: usize, k: Keys<'_>, tiles: usize, room: &mut [f32], out: &mut [f32], stride: usize) {
         let n = q.len() / head_dim;
-        let numbers = tiles * head_dim * portable::attend::TILE;
-        assert!(q.len() == n * head_dim && n > 0 && tiles * portable::attend::TILE <= stride && out.len() >= n * stride);
+        let (numbers, width) = (tiles * head_dim * portable::attend::TILE, tiles * portable::attend::TILE);
+        assert!(q.len() == n * head_dim && n > 0 && width <= stride && out.len() >= (n - 1) * stride + width && room.len() >= ROOM);
         assert!(match k {
             Keys::F32(k) => k.len() >= numbers,
             Keys::F16(k) => k.len() >= numbers,
             Keys::Q8(k, d) => k.len() >= numbers && d.len() >= numbers / 32 && head_dim.is_multiple_of(32),
         });
         // SAFETY: the table is for this CPU; all slices hold what the kernel reads and writes, as asserted.
-        unsafe { (self.attend_scores)(q, head_dim, k, tiles, out, stride) }
+        unsafe { (self.attend_scores)(q, head_dim, k, tiles, room, out, stride) }
     }
 
     /// See [`portable::attend::mix`].
-    pub fn mix(&self, p: &[f32], stride: usize, v: Values<'_>, positions: usize, head_dim: usize, out: &mut [f32]) {
+    #[allow(clippy::too_many_arguments)] // shapes of a product
+    pub fn mix(&self, p: &[f32], stride: usize, v: Values<'_>, positions: usize, head_dim: usize, room: &mut [f32], out: &mut [f32]) {
         let n = out.len() / head_dim;
         let numbers = positions * head_dim;
-        assert!(out.len() == n * head_dim && n > 0 && positions > 0 && positions <= stride && p.len() >= n * stride);
+        assert!(out.len() == n * head_dim && n > 0 && room.len() >= ROOM);
+        assert!(positions > 0 && positions <= stride && p.len() >= (n - 1) * stride + positions);
         assert!(match v {
-            Values::F32(v, stride) => stride >= head_dim && v.len() >= (positions - 1) * stride + head_dim,
+            Values::F32(v) => v.len() >= numbers,
             Values::F16(v) => v.len() >= numbers,
             Values::Q8(v, d) => v.len() >= numbers && d.len() >= numbers / 32 && head_dim.is_multiple_of(32),
         });
         // SAFETY: the table is for this CPU; all slices hold what the kernel reads and writes, as asserted.
-        unsafe { (self.attend_mix)(p, stride, v, positions, head_dim, out) }
+        unsafe { (self.attend_mix)(p, stride, v, positions, head_dim, room, out) }
+    }
+
+    /// See [`portable::attend::fold`].
+    pub fn fold(&self, into: Share<'_>, part: Share<'_>, head_dim: usize, scale: f32) {
+        let n = into.tops.len();
+        for share in [&into, &part] {
+            assert!(share.tops.len() == n && share.sums.len() == n && share.mixed.len() == n * head_dim);
+        }
+        // SAFETY: the table is for this CPU; both are of `n` queries, as asserted.
+        unsafe { (self.attend_fold)(into, part, head_dim, scale) }
+    }
+
+    /// See [`portable::attend::turn`].
+    pub fn turn(&self, x: &[f32], stride: usize, rows: usize, cols: usize, out: &mut [f32], out_stride: usize) {
+        assert!(rows > 0 && cols > 0 && cols <= stride && x.len() >= (rows - 1) * stride + cols);
+        assert!(rows <= out_stride && out.len() >= (cols - 1) * out_stride + rows);
+        // SAFETY: the table is for this CPU; rows and columns are there, as asserted.
+        unsafe { (self.attend_turn)(x, stride, rows, cols, out, out_stride) }
     }
 }
 

@@ -11,7 +11,7 @@ use sphinx_quant::{GgmlType, block};
 
 use super::isa::Isa;
 use super::kernels::{Kernels, kind};
-use super::portable::attend::{Keys, TILE, Values};
+use super::portable::attend::{Keys, ROOM, Share, TILE, Values};
 use super::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, lane, place};
 use super::q8::{Q8Row, Q8RowMut};
 
@@ -347,22 +347,35 @@ proptest! {
     }
 
     #[test]
-    fn softmax_rows(seed: u64, n in 1..100usize, rest in 0..40usize) {
+    fn softmax_rows(seed: u64, n in 1..100usize, rest in 0..40usize, rows in 1..4usize) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();
         let size = [0.1, 5.0, 1000.0][rng.random_range(0..3)];
-        let row: Vec<f32> = (0..n + rest).map(|i| if i < n { rng.random_range(-size..size) } else { f32::NAN }).collect();
-        let mut want = row.clone();
-        let want_sum = portable.softmax_exp(&mut want, n, 0.125);
+        let (width, stride) = (n + rest, n + rest + 3);
+        let valid: Vec<usize> = (0..rows).map(|i| if i == 0 { n } else { rng.random_range(0..=n) }).collect();
+        let all: Vec<f32> = (0..rows * stride).map(|i| if i % stride < valid[i / stride] { rng.random_range(-size..size) } else { f32::NAN }).collect();
+        let run = |table: &Kernels| {
+            let (mut x, mut tops, mut sums) = (all.clone(), vec![f32::NAN; rows], vec![f32::NAN; rows]);
+            table.softmax_exp(&mut x, stride, width, &valid, 0.125, &mut tops, &mut sums);
+            (x, tops, sums)
+        };
+        let (want, want_tops, want_sums) = run(&portable);
         for table in &siblings {
-            let mut got = row.clone();
-            let sum = table.softmax_exp(&mut got, n, 0.125);
-            prop_assert!((sum - want_sum).abs() <= 2e-6 * want_sum, "{}: sum {} {}", table.isa(), sum, want_sum);
+            let (got, tops, sums) = run(table);
+            prop_assert_eq!(&tops, &want_tops, "{}", table.isa());
+            for (sum, want) in sums.iter().zip(&want_sums) {
+                prop_assert!((sum - want).abs() <= 2e-6 * want, "{}: sum {} {}", table.isa(), sum, want);
+            }
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 // The argument's own rounding grows with its size.
                 let tolerance = (1e-6 + 2e-7 * want.ln().abs().min(200.0)) * want + 2e-38;
-                prop_assert!((got - want).abs() <= tolerance, "{} at {}: {} {}", table.isa(), i, got, want);
+                prop_assert!(if i % stride < width { (got - want).abs() <= tolerance } else { got.is_nan() }, "{} at {}: {} {}", table.isa(), i, got, want);
             }
+            // A row alone comes out as in company.
+            let (last, mut alone, mut top, mut sum) = (rows - 1, all[(rows - 1) * stride..].to_vec(), [0.0], [0.0]);
+            table.softmax_exp(&mut alone, stride, width, &valid[last..], 0.125, &mut top, &mut sum);
+            prop_assert_eq!(&alone[..width], &got[last * stride..][..width], "{}", table.isa());
+            prop_assert_eq!((top[0], sum[0]), (tops[last], sums[last]), "{}", table.isa());
         }
     }
 
@@ -415,28 +428,28 @@ proptest! {
     }
 
     #[test]
-    fn attention_products(seed: u64, queries in 1..20usize, positions in 1..70usize, head_dim in prop_oneof![Just(8usize), Just(24), Just(32), Just(64), Just(80), Just(128)]) {
+    fn attention_products(seed: u64, queries in prop_oneof![1..30usize, Just(24usize)], positions in prop_oneof![1..70usize, 120..300usize], head_dim in prop_oneof![Just(8usize), Just(24), Just(32), Just(64), Just(72), Just(88), Just(128), Just(544)]) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();
         let tiles = positions.div_ceil(TILE);
         let stride = tiles * TILE + 5;
         let mut numbers = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0f32)).collect() };
         let (q, p) = (numbers(queries * head_dim), numbers(queries * stride));
-        let floats = numbers(tiles * TILE * (head_dim + 3));
+        let floats = numbers(tiles * TILE * head_dim);
         let halves: Vec<u16> = floats.iter().map(|&v| f16::from_f32(v).to_bits()).collect();
         let codes: Vec<i8> = floats.iter().map(|v| (v * 127.0) as i8).collect();
-        let mut kinds = vec![
-            (Keys::F32(&floats), Values::F32(&floats, head_dim + 3)),
-            (Keys::F16(&halves), Values::F16(&halves)),
-        ];
+        let mut kinds = vec![(Keys::F32(&floats), Values::F32(&floats)), (Keys::F16(&halves), Values::F16(&halves))];
         if head_dim % 32 == 0 {
             kinds.push((Keys::Q8(&codes, &halves), Values::Q8(&codes, &halves)));
         }
+        let last = queries - 1;
+        let q_last: Vec<f32> = q[last..].iter().step_by(queries).copied().collect();
         for (k, v) in kinds {
-            let run = |table: &Kernels| {
+            let mut room = vec![f32::NAN; ROOM];
+            let mut run = |table: &Kernels| {
                 let (mut scores, mut mixed) = (vec![f32::NAN; queries * stride], vec![f32::NAN; queries * head_dim]);
-                table.scores(&q, head_dim, k, tiles, &mut scores, stride);
-                table.mix(&p, stride, v, positions, head_dim, &mut mixed);
+                table.scores(&q, head_dim, k, tiles, &mut room, &mut scores, stride);
+                table.mix(&p, stride, v, positions, head_dim, &mut room, &mut mixed);
                 (scores, mixed)
             };
             let size = if matches!(k, Keys::Q8(..)) { 128.0 } else { 1.0 };
@@ -453,11 +466,59 @@ proptest! {
                 }
                 // A query alone comes out as in company.
                 let (mut alone, mut mixed) = (vec![f32::NAN; stride], vec![f32::NAN; head_dim]);
-                let last = queries - 1;
-                table.scores(&q[last * head_dim..], head_dim, k, tiles, &mut alone, stride);
-                table.mix(&p[last * stride..], stride, v, positions, head_dim, &mut mixed);
+                let mut room = vec![f32::NAN; ROOM];
+                table.scores(&q_last, head_dim, k, tiles, &mut room, &mut alone, stride);
+                table.mix(&p[last * stride..], stride, v, positions, head_dim, &mut room, &mut mixed);
                 prop_assert_eq!(&alone[..tiles * TILE], &got[last * stride..][..tiles * TILE], "{}", table.isa());
                 prop_assert_eq!(&mixed[..], &got_mixed[last * head_dim..], "{}", table.isa());
+            }
+        }
+    }
+
+    #[test]
+    fn parts_join(seed: u64, n in 1..40usize, head_dim in 1..70usize) {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let (portable, siblings) = tables();
+        let mut numbers = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| rng.random_range(-size..size)).collect() };
+        let (mut tops, mut sums, mixed) = (numbers(2 * n, 20.0), numbers(2 * n, 3.0), numbers(2 * n * head_dim, 1.0));
+        sums.iter_mut().for_each(|sum| *sum = sum.abs() + 1.0);
+        // One that saw nothing in the second part, and one whose tops are equal.
+        (sums[n], tops[n]) = (0.0, f32::NEG_INFINITY);
+        tops[2 * n - 1] = if n > 1 { tops[n - 1] } else { tops[n] };
+        let run = |table: &Kernels, from: usize| {
+            let (mut tops, mut sums, mut mixed) = (tops.clone(), sums.clone(), mixed.clone());
+            let ((tops, next_tops), (sums, next_sums)) = (tops.split_at_mut(n), sums.split_at_mut(n));
+            let (mixed, next_mixed) = mixed.split_at_mut(n * head_dim);
+            let into = Share { tops: &mut tops[from..], sums: &mut sums[from..], mixed: &mut mixed[from * head_dim..] };
+            let part = Share { tops: &mut next_tops[from..], sums: &mut next_sums[from..], mixed: &mut next_mixed[from * head_dim..] };
+            table.fold(into, part, head_dim, 0.125);
+            (tops.to_vec(), sums.to_vec(), mixed.to_vec())
+        };
+        let (want_tops, want_sums, want) = run(&portable, 0);
+        prop_assert_eq!((want_tops[0], want_sums[0], &want[..head_dim]), (tops[0], sums[0], &mixed[..head_dim]));
+        for table in &siblings {
+            let (got_tops, got_sums, got) = run(table, 0);
+            prop_assert_eq!(&got_tops, &want_tops, "{}", table.isa());
+            prop_assert!(got_sums.iter().zip(&want_sums).all(|(a, b)| (a - b).abs() < 4e-6 * b), "{}", table.isa());
+            prop_assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 4e-6), "{}: {:?} {:?}", table.isa(), got, want);
+            let alone = run(table, n - 1);
+            prop_assert_eq!(&alone.2[(n - 1) * head_dim..], &got[(n - 1) * head_dim..], "{}", table.isa());
+            prop_assert_eq!((alone.0[n - 1], alone.1[n - 1]), (got_tops[n - 1], got_sums[n - 1]), "{}", table.isa());
+        }
+    }
+
+    #[test]
+    fn turned_rows(seed: u64, rows in prop_oneof![1..=16usize, Just(16usize)], cols in 1..70usize, more in 0..5usize) {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let (portable, siblings) = tables();
+        let (stride, out_stride) = (cols + more, rows + more);
+        let x: Vec<f32> = (0..(rows - 1) * stride + cols).map(|_| rng.random_range(-1.0..1.0f32)).collect();
+        for table in siblings.iter().chain([&portable]) {
+            let mut out = vec![9.0; (cols - 1) * out_stride + rows];
+            table.turn(&x, stride, rows, cols, &mut out, out_stride);
+            for (i, &got) in out.iter().enumerate() {
+                let (c, r) = (i / out_stride, i % out_stride);
+                prop_assert_eq!(got, if r < rows { x[r * stride + c] } else { 9.0 }, "{} at {}", table.isa(), i);
             }
         }
     }

@@ -118,6 +118,28 @@ pub mod avx2 {
         let exponent = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
         _mm256_mul_ps(a, _mm256_castsi256_ps(exponent))
     }
+    /// A half-precision number everywhere, widened.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn splat_half(x: u16) -> V {
+        _mm256_cvtph_ps(_mm_set1_epi16(x as i16))
+    }
+    /// The greatest number.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn greatest(v: V) -> f32 {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+    }
+    /// The sum of the numbers, in pairs.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn total(v: V) -> f32 {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
 }
 
 /// 16 numbers.
@@ -223,5 +245,23 @@ pub mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     pub fn scale_by_power(a: V, n: V) -> V {
         _mm512_scalef_ps(a, n)
+    }
+    /// A half-precision number everywhere, widened.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn splat_half(x: u16) -> V {
+        _mm512_cvtph_ps(_mm256_set1_epi16(x as i16))
+    }
+    /// The greatest number.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn greatest(v: V) -> f32 {
+        _mm512_reduce_max_ps(v)
+    }
+    /// The sum of the numbers, in pairs.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn total(v: V) -> f32 {
+        _mm512_reduce_add_ps(v)
     }
 }
