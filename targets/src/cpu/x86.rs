@@ -18,3 +18,14 @@ pub mod quantize;
 pub mod resample;
 pub mod rope;
 pub mod softmax;
+
+/// The same number, of which the compiler forgets how it was made: it would otherwise put numbers that are shifted
+/// together in general registers together in vectors, where shuffles are scarce, with false dependencies on top.
+#[inline(always)]
+fn opaque(mut v: u64) -> u64 {
+    // SAFETY: no instruction at all.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) v, options(pure, nomem, nostack, preserves_flags));
+    }
+    v
+}

@@ -9,6 +9,7 @@ use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
 use crate::cpu::portable::dot::{LANES, rest, row, sum, sum_without};
 use crate::cpu::portable::unpack::{half, q3_k_scales};
 use crate::cpu::q8::{FineRow, Q8Row};
+use crate::cpu::x86::opaque;
 
 /// How far ahead of the row being read memory is asked for, in bytes.
 const AHEAD: usize = 4096;
@@ -462,7 +463,7 @@ pub mod vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn scales(d: [::half::f16; 8]) -> __m256 {
-        let four = |i: usize| (0..4).fold(0u64, |all, j| all | u64::from(d[i + j].to_bits()) << (16 * j)) as i64;
+        let four = |i: usize| opaque((0..4).fold(0u64, |all, j| all | u64::from(d[i + j].to_bits()) << (16 * j))) as i64;
         _mm256_cvtph_ps(_mm_set_epi64x(four(4), four(0)))
     }
 

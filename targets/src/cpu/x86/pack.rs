@@ -11,6 +11,7 @@ use sphinx_quant::block::{BlockQ4_0, BlockQ4_K, BlockQ6_K, BlockQ8_0};
 
 use super::gemm::ahead;
 use super::gemm::avx512::{transpose, words};
+use super::opaque;
 use crate::cpu::portable::dot::LANES;
 use crate::cpu::portable::gemm::{PANEL, PANEL_BLOCK, pack_with, place};
 
@@ -68,11 +69,11 @@ impl Sixteen {
     unsafe fn halves(self, offset: usize) -> __m512 {
         // Put together in general registers: vector shuffles are scarce here.
         let four = |q: usize| {
-            (0..4).fold(0u64, |all, i| {
+            opaque((0..4).fold(0u64, |all, i| {
                 // SAFETY: the rows are in memory, and the caller promises the bytes of each.
                 let half = unsafe { self.fours[q].add(i * self.stride + offset).cast::<u16>().read_unaligned() };
                 all | u64::from(half) << (16 * i)
-            }) as i64
+            })) as i64
         };
         _mm512_cvtph_ps(_mm256_set_epi64x(four(3), four(2), four(1), four(0)))
     }
