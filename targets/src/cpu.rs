@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sphinx_quant::{Tensor, block};
 
 use crate::shape::{check_slots, check_weights};
-use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
+use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, Mlp, Norm, Result, Rope, Target, TargetError};
 use attention::Kv;
 use buffer::{Aligned, Buffer};
 pub use isa::{Isa, features};
@@ -141,6 +141,16 @@ impl CpuTarget {
     pub fn take_record(&self) -> Vec<Recorded> {
         let take = |recorder: &Mutex<Recorder>| std::mem::take(&mut *recorder.lock().unwrap_or_else(PoisonError::into_inner));
         self.recorder.as_ref().map_or_else(Vec::new, |recorder| take(recorder).finish())
+    }
+
+    /// LayerNorm of rows as long as `weight`.
+    fn normalise(&self, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+        let width = weight.len();
+        self.pool.rows_by(out, width, piece_rows(width), &|_, first, out| {
+            for (out, x) in out.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
+                self.kernels.layer_norm(x, weight, bias, eps, out);
+            }
+        });
     }
 
     fn scratch(&self) -> MutexGuard<'_, matmul::Scratch> {
@@ -325,12 +335,7 @@ impl Target for CpuTarget {
         let what = || format!("rows of {width}, weight {}, bias {}, out {}", weight.len(), bias.len(), out.width);
         expect("layer_norm", fits, what)?;
         match_rows("layer_norm", x.rows, out)?;
-        let x = x.values();
-        self.pool.rows_by(out.values_mut(), width, piece_rows(width), &|_, first, out| {
-            for (out, x) in out.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
-                self.kernels.layer_norm(x, weight, bias, eps, out);
-            }
-        });
+        self.normalise(x.values(), weight, bias, eps, out.values_mut());
         Ok(())
     }
 
@@ -345,7 +350,16 @@ impl Target for CpuTarget {
         check_mlp("mlp", mlp, x.width)?;
         check_after("mlp", mlp.down.weight.rows(), after, out)?;
         match_layer_rows("mlp", x.rows, after, out)?;
-        self.apply_mlp(x.values(), mlp, after, out.values_mut())
+        self.apply_mlp(x.values(), None, mlp, after, out.values_mut())
+    }
+
+    fn normed_mlp(&self, x: &Buffer, norm: &Norm<Self>, mlp: &Mlp<Self>, after: After<'_, Vec<f32>>, out: &mut Buffer) -> Result<()> {
+        let (width, weights, biases) = (x.width, norm.weight.len(), norm.bias.len());
+        expect("normed_mlp", weights == width && biases == width, || format!("rows of {width}, weight {weights}, bias {biases}"))?;
+        check_mlp("normed_mlp", mlp, width)?;
+        check_after("normed_mlp", mlp.down.weight.rows(), after, out)?;
+        match_layer_rows("normed_mlp", x.rows, after, out)?;
+        self.apply_mlp(x.values(), Some(norm), mlp, after, out.values_mut())
     }
 
     fn expert_mlp(&self, x: &Buffer, slots: &[u32], used: usize, expert: &Mlp<Self>, out: &mut Buffer) -> Result<()> {

@@ -34,6 +34,16 @@ pub struct Mlp<T: Target> {
     pub down: Linear<T>,
 }
 
+/// A LayerNorm: `(x − mean) / sqrt(var + eps) · weight + bias` per row.
+pub struct Norm<T: Target> {
+    /// `[width]`.
+    pub weight: T::Vector,
+    /// `[width]`.
+    pub bias: T::Vector,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
 /// A machine that can run a model.
 ///
 /// Buffers are row-major `[rows, width]` matrices of `f32`. A buffer is made with room for `capacity` rows and
@@ -120,6 +130,20 @@ pub trait Target: Sized {
 
     /// A feed-forward part, then `after`. The hidden map is never held for more than a tile of rows.
     fn mlp(&self, x: &Self::Buffer, mlp: &Mlp<Self>, after: After<'_, Self::Vector>, out: &mut Self::Buffer) -> Result<()>;
+
+    /// `mlp(layer_norm(x))`, then `after`: neither the normalised rows nor the hidden map are held for more than a tile.
+    fn normed_mlp(
+        &self,
+        x: &Self::Buffer,
+        norm: &Norm<Self>,
+        mlp: &Mlp<Self>,
+        after: After<'_, Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        let mut normed = self.buffer(self.rows(x), self.width(x))?;
+        self.layer_norm(x, &norm.weight, &norm.bias, norm.eps, &mut normed)?;
+        self.mlp(&normed, mlp, after, out)
+    }
 
     /// One expert of a mixture, for the tokens that are routed to it: `out[s] = expert(x[s / used])` for every slot `s`
     /// of `slots`, the other rows of `out` staying as they are.

@@ -9,7 +9,7 @@ mod support;
 use sphinx_quant::{GgmlType, Tensor};
 use sphinx_targets::candle::CandleTarget;
 use sphinx_targets::cpu::{CpuOptions, CpuTarget, Isa};
-use sphinx_targets::{Activation, After, AttendShape, Columns, KvShape, KvType, Linear, MapShape, Mlp, Rope, Target, TargetError};
+use sphinx_targets::{Activation, After, AttendShape, Columns, KvShape, KvType, Linear, MapShape, Mlp, Norm, Rope, Target, TargetError};
 use support::{Numbers, any_matrix, likely_matrix, numbers_of};
 
 const EPSILON: f32 = f32::EPSILON;
@@ -295,6 +295,34 @@ fn feed_forward_parts() {
                     let off = distance(&mlp(&cpu, &x, &up, act, &down, biases, &old), &wanted);
                     assert!(off <= if ty.is_float() { 1e-6 } else { 0.02 }, "{}: off by {off}", what(&cpu));
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn feed_forward_parts_behind_a_norm() {
+    let mut rng = Numbers::new(16);
+    for (ty, k, hidden) in [(GgmlType::F32, 20, 37), (GgmlType::Q8_0, 96, 160)] {
+        for rows in [1, 5, 70] {
+            let (up, down) = (likely_matrix("up", ty, hidden, k, &mut rng), likely_matrix("down", ty, k, hidden, &mut rng));
+            let (x, old, scale) = (activations(&mut rng, rows, k), rng.normal(rows * k), rng.normal(k));
+            let (weight, bias, biases) = (rng.normal(k), rng.normal(k), [rng.normal(hidden), rng.normal(k)]);
+            fn run<T: Target>(t: &T, x: &[f32], old: &[f32], [up, down]: [&Tensor; 2], vectors: [&[f32]; 5]) -> Vec<f32> {
+                let [weight, bias, scale, up_bias, down_bias] = vectors.map(|v| t.vector_from(v).unwrap());
+                let layer = |w: &Tensor, bias| Linear { weight: t.matrix(std::slice::from_ref(w)).unwrap(), bias: Some(bias) };
+                let mlp = Mlp { up: layer(up, up_bias), act: Activation::Gelu, down: layer(down, down_bias) };
+                let mut out = buffer(t, old, down.rows());
+                let norm = Norm { weight, bias, eps: 1e-5 };
+                t.normed_mlp(&buffer(t, x, up.cols()), &norm, &mlp, After::ScaleAdd(&scale), &mut out).unwrap();
+                contents(t, &out)
+            }
+            let vectors = [&weight[..], &bias, &scale, &biases[0], &biases[1]];
+            let wanted = run(&witness(), &x, &old, [&up, &down], vectors);
+            for (exact, cpu) in [true, false].into_iter().flat_map(|exact| cpus(exact).into_iter().map(move |cpu| (exact, cpu))) {
+                let off = distance(&run(&cpu, &x, &old, [&up, &down], vectors), &wanted);
+                let most = if exact || ty.is_float() { 1e-6 } else { 0.02 };
+                assert!(off <= most, "{ty} {k} → {hidden}, {rows} rows, {}: off by {off}", cpu.name());
             }
         }
     }

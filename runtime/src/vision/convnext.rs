@@ -29,7 +29,7 @@ struct Stage<T: Target> {
 struct Block<T: Target> {
     kernel: T::Vector,
     kernel_bias: T::Vector,
-    norm: Norm<T>,
+    norm: sphinx_targets::Norm<T>,
     mlp: Mlp<T>,
     gamma: T::Vector,
 }
@@ -55,7 +55,7 @@ impl<T: Target> ConvNext<T> {
                 Ok(Block {
                     kernel: tensors.table(&name(names::CNX_DW_W), taps, width)?,
                     kernel_bias: tensors.vector(&name(names::CNX_DW_B), width)?,
-                    norm: tensors.norm(&name(names::CNX_NORM_W), &name(names::CNX_NORM_B), width)?,
+                    norm: tensors.norm(&name(names::CNX_NORM_W), &name(names::CNX_NORM_B), width)?.with_eps(params.eps),
                     mlp: Mlp {
                         up: tensors.linear(&name(names::CNX_FC1_W), &name(names::CNX_FC1_B), 4 * width, width)?,
                         act: Activation::Gelu,
@@ -133,11 +133,9 @@ impl<T: Target> ConvNext<T> {
         };
         let map = MapShape { batch, height: side, width: side };
         let mut mixed = t.buffer(map.positions(), width)?;
-        let mut normed = t.buffer(map.positions(), width)?;
         for block in &stage.blocks {
             t.conv_depthwise(&x, map, &block.kernel, &block.kernel_bias, &mut mixed)?;
-            block.norm.apply(t, &mixed, self.params.eps, &mut normed)?;
-            t.mlp(&normed, &block.mlp, After::ScaleAdd(&block.gamma), &mut x)?;
+            t.normed_mlp(&mixed, &block.norm, &block.mlp, After::ScaleAdd(&block.gamma), &mut x)?;
         }
         Ok(x)
     }

@@ -22,6 +22,11 @@ impl<T: Target> Norm<T> {
     pub(super) fn apply(&self, t: &T, x: &T::Buffer, eps: f32, out: &mut T::Buffer) -> Result<()> {
         Ok(t.layer_norm(x, &self.weight, &self.bias, eps, out)?)
     }
+
+    /// The norm in front of something else.
+    pub(super) fn with_eps(self, eps: f32) -> sphinx_targets::Norm<T> {
+        sphinx_targets::Norm { weight: self.weight, bias: self.bias, eps }
+    }
 }
 
 /// Tensors of a file.

@@ -12,6 +12,10 @@ const LINE: usize = 64;
 /// next one from memory it has to clear, and a cleared page is an occupied one.
 const MAPPED_BYTES: usize = 256 << 10;
 
+/// From this many bytes on activations ask for large pages: they are written whole, and a fault for every 4 KiB of them is
+/// more work than clearing them.
+const HUGE_BYTES: usize = 8 << 20;
+
 /// A fixed number of zeroed elements, the first of them at a multiple of 64 bytes.
 ///
 /// The system hands out zeroed memory lazily, so a large cache occupies what was written to it.
@@ -64,6 +68,16 @@ impl<T: Pod> Aligned<T> {
         Aligned { data: Data::Allocated(Vec::new()), skip: 0, len: 0 }
     }
 
+    /// Asks for large pages where the system has them.
+    fn huge(self) -> Aligned<T> {
+        #[cfg(target_os = "linux")]
+        if let Data::Mapped(map) = &self.data {
+            // Only a wish: without it everything is as before.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        self
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         size_of_val(self.data.all())
@@ -104,7 +118,9 @@ impl Buffer {
     /// A zeroed matrix of `capacity` rows.
     pub(super) fn new(capacity: usize, width: usize) -> Result<Buffer> {
         let len = capacity.checked_mul(width).ok_or(TargetError::Memory { bytes: usize::MAX, what: "an activation buffer" })?;
-        Ok(Buffer { data: Aligned::zeroed(len, "an activation buffer")?, capacity, rows: capacity, width })
+        let data = Aligned::zeroed(len, "an activation buffer")?;
+        let data = if data.bytes() >= HUGE_BYTES { data.huge() } else { data };
+        Ok(Buffer { data, capacity, rows: capacity, width })
     }
 
     /// The current rows.

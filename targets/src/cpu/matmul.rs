@@ -20,7 +20,7 @@ use super::portable::dot::LANES;
 use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels, lane};
 use super::q8::{Q8RowMut, Q8Rows};
 use super::{CpuTarget, portable};
-use crate::{After, Linear, Result, TargetError};
+use crate::{After, Linear, Norm, Result, TargetError};
 
 /// A weight matrix: parts of a mapped file, stacked along their outputs.
 pub struct Matrix {
@@ -215,12 +215,14 @@ pub(super) struct Rows<'a> {
     pub(super) count: usize,
     /// Row `r` is row `slots[r] / used` of the values.
     pub(super) slots: Option<(&'a [u32], usize)>,
+    /// What rows of a batch go through on their way to 8 bits, and there only.
+    pub(super) norm: Option<&'a Norm<CpuTarget>>,
 }
 
 impl<'a> Rows<'a> {
     /// All rows of `values`, each `width` long.
     pub(super) fn all(values: &'a [f32], width: usize) -> Rows<'a> {
-        Rows { values, stride: width, width, first: 0, count: values.len() / width, slots: None }
+        Rows { values, stride: width, width, first: 0, count: values.len() / width, slots: None, norm: None }
     }
 
     pub(super) fn width(&self) -> usize {
@@ -563,16 +565,26 @@ impl CpuTarget {
         let what = "activations of a batch";
         let Activations { qs, d, aux, .. } = activations;
         for worker in workers {
-            lock(worker).q8.shape(terms, k)?;
+            let mut worker = lock(worker);
+            worker.q8.shape(terms, k)?;
+            worker.numbers.at_least(if x.norm.is_some() { k } else { 0 }, "a normalised row")?;
         }
         let qs = Disjoint::new(qs.at_least(rows * terms * k, what)?);
         let d = Disjoint::new(d.at_least(rows * blocks, what)?);
         let aux = Disjoint::new(aux.at_least(kinds.len() * rows * blocks * 2, what)?);
         self.pool.run_by(rows, 4, &|thread, range| {
             let mut worker = lock(&workers[thread]);
-            let q8 = &mut worker.q8;
+            let Worker { q8, numbers, .. } = &mut *worker;
             for r in range {
-                self.quantize_row(x.row(r), terms, q8);
+                let row = match x.norm {
+                    None => x.row(r),
+                    Some(norm) => {
+                        let normed = &mut numbers[..k];
+                        self.kernels.layer_norm(x.row(r), &norm.weight, &norm.bias, norm.eps, normed);
+                        normed
+                    }
+                };
+                self.quantize_row(row, terms, q8);
                 let all: [_; 2] = [0, terms - 1].map(|term| q8.row(term));
                 let (codes, sums) = (all.map(|term| term.qs.as_chunks::<32>().0), all.map(|term| term.sums.as_chunks::<2>().0));
                 // The scales that count are those of a row's last term.

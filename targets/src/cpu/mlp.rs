@@ -11,13 +11,14 @@ use std::sync::Mutex;
 use sphinx_quant::Tensor;
 
 use super::CpuTarget;
+use super::buffer::Aligned;
 use super::kernels::{Kernels, kind};
 use super::matmul::{Activations, Out, Rows, Scratch, Weights, Worker, batch};
 use super::pool::Disjoint;
 use super::portable::dot::LANES;
 use super::portable::gemm::{Kind, PANEL, place};
 use super::q8::Q8RowMut;
-use crate::{Activation, After, Linear, Mlp, Result};
+use crate::{Activation, After, Linear, Mlp, Norm, Result};
 
 /// Bytes that the hidden map of an MLP may take as numbers, and the fewest rows of a tile.
 const HIDDEN_BYTES: usize = 8 << 20;
@@ -70,14 +71,13 @@ impl Piece {
 }
 
 impl Blocks<'_> {
-    /// Columns of row `row` from block `first` on, whole blocks.
+    /// Columns of row `row` from block `first` on, whole blocks; `pieces` are scratch.
     ///
     /// # Safety
     /// Nobody else writes these blocks.
-    unsafe fn put(&self, kernels: &Kernels, row: usize, first: usize, x: &[f32]) {
+    unsafe fn put(&self, kernels: &Kernels, row: usize, first: usize, x: &[f32], pieces: &mut [Piece; 2]) {
         for (i, x) in x.chunks(PIECE).enumerate() {
-            let mut pieces = [Piece::EMPTY; 2];
-            let [high, low] = &mut pieces;
+            let [high, low] = pieces;
             match self.terms {
                 1 => kernels.quantize_q8(x, high.first(x.len())),
                 _ => kernels.quantize_fine(x, [high.first(x.len()), low.first(x.len())]),
@@ -90,7 +90,7 @@ impl Blocks<'_> {
                     let qs = self.qs.piece(at * self.terms * 32..(at + 1) * self.terms * 32);
                     (qs, self.d.piece(at..at + 1), self.aux.piece(at * groups..(at + 1) * groups))
                 };
-                for (qs, piece) in qs.as_chunks_mut::<32>().0.iter_mut().zip(&pieces) {
+                for (qs, piece) in qs.as_chunks_mut::<32>().0.iter_mut().zip(&*pieces) {
                     *qs = piece.qs.as_chunks().0[b];
                 }
                 // The scales that count are those of a row's last term.
@@ -107,9 +107,23 @@ impl Blocks<'_> {
 }
 
 impl CpuTarget {
-    pub(super) fn apply_mlp(&self, x: &[f32], mlp: &Mlp<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
+    /// `x`, normalised if there is a norm, through `mlp`.
+    pub(super) fn apply_mlp(
+        &self,
+        x: &[f32],
+        norm: Option<&Norm<CpuTarget>>,
+        mlp: &Mlp<CpuTarget>,
+        after: After<'_, Vec<f32>>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let width = mlp.up.weight.cols();
+        if let Some(norm) = norm.filter(|_| self.quantised(mlp, x.len() / width).is_none()) {
+            let mut normed = Aligned::zeroed(x.len(), "normalised rows")?;
+            self.normalise(x, &norm.weight, &norm.bias, norm.eps, &mut normed);
+            return self.apply_mlp(&normed, None, mlp, after, out);
+        }
         let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows(), first: 0, slots: None };
-        self.feed_forward(Rows::all(x, mlp.up.weight.cols()), mlp, after, out)
+        self.feed_forward(Rows { norm, ..Rows::all(x, width) }, mlp, after, out)
     }
 
     /// Rows `slot / used` of `x` to rows `slot` of `out`, for all of `slots`, which ascend and lie inside.
@@ -221,6 +235,7 @@ impl CpuTarget {
         };
         let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
             let (first, columns) = (panels.start * PANEL, panels.len() * PANEL);
+            let mut pieces = [Piece::EMPTY; 2];
             for (row, y) in rows.zip(sums.chunks_exact_mut(halves_len * columns)) {
                 if let Some(bias) = &up.bias {
                     for (half, y) in y.chunks_exact_mut(columns).enumerate() {
@@ -234,7 +249,7 @@ impl CpuTarget {
                     Activation::SiluGate => self.kernels.silu_gate(y, gated),
                 }
                 // SAFETY: the panels, pairs of which make whole blocks, belong to this thread alone.
-                unsafe { to.put(&self.kernels, row, first / 32, y) };
+                unsafe { to.put(&self.kernels, row, first / 32, y, &mut pieces) };
             }
         };
         let weights = Weights { halves: &halves[..halves_len], rows: inner, blocks: width / 32, kind: up_kind };

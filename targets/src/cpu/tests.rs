@@ -200,12 +200,16 @@ fn a_hidden_map_of_codes_is_the_one_of_numbers() {
                 let matrix = |parts: &[Tensor]| if fine { t.matrix_fine(parts) } else { t.matrix(parts) }.unwrap();
                 let up = Linear { weight: matrix(&halves), bias: Some(bias.clone()) };
                 let mlp = Mlp { up, act, down: Linear { weight: matrix(std::slice::from_ref(&down)), bias: None } };
-                let mut out = t.buffer(rows, k).unwrap();
-                t.mlp(&filled(&t, &x, k), &mlp, After::Nothing, &mut out).unwrap();
+                let norm = Norm { weight: x[..k].to_vec(), bias: x[k..2 * k].to_vec(), eps: 1e-6 };
+                let (mut normed, mut out) = (t.buffer(rows, k).unwrap(), t.buffer(rows, k).unwrap());
+                t.layer_norm(&filled(&t, &x, k), &norm.weight, &norm.bias, norm.eps, &mut normed).unwrap();
+                t.normed_mlp(&filled(&t, &x, k), &norm, &mlp, After::Nothing, &mut out).unwrap();
                 for row in [0, 1, 255, 257, rows - 1] {
-                    let mut one = t.buffer(1, k).unwrap();
-                    t.mlp(&filled(&t, &x[row * k..(row + 1) * k], k), &mlp, After::Nothing, &mut one).unwrap();
+                    let (mut one, mut other) = (t.buffer(1, k).unwrap(), t.buffer(1, k).unwrap());
+                    t.mlp(&filled(&t, &normed.values()[row * k..(row + 1) * k], k), &mlp, After::Nothing, &mut one).unwrap();
                     assert_eq!(one.values(), &out.values()[row * k..(row + 1) * k], "{act:?} {} fine {fine}: row {row}", t.name());
+                    t.normed_mlp(&filled(&t, &x[row * k..(row + 1) * k], k), &norm, &mlp, After::Nothing, &mut other).unwrap();
+                    assert_eq!(one.values(), other.values(), "{act:?} {} fine {fine}: row {row} alone", t.name());
                 }
             }
         }
