@@ -196,7 +196,7 @@ fn last_rows(t: &CpuTarget, shape: KvShape, rope: &Rope, pieces: &[usize], rows:
     for &n in pieces {
         fill(t, &mut qkv, n, pos);
         t.rope_append(&mut qkv, rope, &mut kv, pos).expect("it fits");
-        if pos + n == pieces.iter().sum() {
+        if pos + n == pieces.iter().sum::<usize>() {
             t.attend_cached(&qkv, &kv, pos, &mut out).expect("shapes fit");
         }
         pos += n;
