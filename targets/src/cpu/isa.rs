@@ -17,6 +17,8 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C: 256-bit vectors.
     Avx2,
+    /// As [`Isa::Avx2`], with the byte dot products of AVX-VNNI. Processors with AVX-512 need not have it.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL and DQ: 512-bit vectors.
     Avx512,
     /// As [`Isa::Avx512`], with the byte dot products of AVX-512 VNNI.
@@ -25,13 +27,14 @@ pub enum Isa {
 
 impl Isa {
     /// Every member, the least capable first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni];
 
     /// The name used in logs and in `SPHINX_ISA`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512vnni",
         }
@@ -48,6 +51,8 @@ impl Isa {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 Isa::Avx2.available()
@@ -88,7 +93,7 @@ impl Isa {
         Isa::from_name(value).ok_or_else(|| TargetError::Option {
             name: ISA_VARIABLE,
             value: value.to_owned(),
-            remedy: "use portable, avx2, avx512 or avx512vnni, or leave it unset",
+            remedy: "use portable, avx2, avxvnni, avx512 or avx512vnni, or leave it unset",
         })
     }
 }

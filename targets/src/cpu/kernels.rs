@@ -98,6 +98,10 @@ impl Kernels {
             if isa >= Isa::Avx2 {
                 table.take_avx2();
             }
+            // Those with AVX-512 need not have it.
+            if isa == Isa::AvxVnni {
+                table.take_avxvnni();
+            }
             if isa >= Isa::Avx512 {
                 table.take_avx512();
             }
@@ -110,7 +114,7 @@ impl Kernels {
 
     #[cfg(target_arch = "x86_64")]
     fn take_avx2(&mut self) {
-        use super::x86::{act, attend, conv, dot::avx2 as dot, gemm::avx2 as gemm, norm, quantize, resample, rope, softmax};
+        use super::x86::{act, attend, conv, dot::avx2 as dot, gemm::avx2 as gemm, norm, pack, quantize, resample, rope, softmax};
         *self = Kernels {
             isa: self.isa,
             dot_f32: dot::f32,
@@ -136,16 +140,16 @@ impl Kernels {
             fine_q4_k: dot::fine_q4_k,
             fine_q5_k: dot::fine_q5_k,
             fine_q6_k: dot::fine_q6_k,
-            pack_q4_0: gemm::pack_q4_0,
-            pack_q4_1: gemm::pack_q4_1,
-            pack_q5_0: gemm::pack_q5_0,
-            pack_q5_1: gemm::pack_q5_1,
-            pack_q8_0: gemm::pack_q8_0,
-            pack_q2_k: gemm::pack_q2_k,
-            pack_q3_k: gemm::pack_q3_k,
-            pack_q4_k: gemm::pack_q4_k,
-            pack_q5_k: gemm::pack_q5_k,
-            pack_q6_k: gemm::pack_q6_k,
+            pack_q4_0: pack::avx2::q4_0,
+            pack_q4_1: pack::avx2::q4_1,
+            pack_q5_0: pack::avx2::q5_0,
+            pack_q5_1: pack::avx2::q5_1,
+            pack_q8_0: pack::avx2::q8_0,
+            pack_q2_k: pack::avx2::q2_k,
+            pack_q3_k: pack::avx2::q3_k,
+            pack_q4_k: pack::avx2::q4_k,
+            pack_q5_k: pack::avx2::q5_k,
+            pack_q6_k: pack::avx2::q6_k,
             gemm_multiply: gemm::multiply,
             gemm_pack_float: self.gemm_pack_float,
             gemm_multiply_float: gemm::multiply_float,
@@ -170,6 +174,12 @@ impl Kernels {
         };
     }
 
+    #[cfg(target_arch = "x86_64")]
+    fn take_avxvnni(&mut self) {
+        use super::x86::gemm::avxvnni as gemm;
+        self.gemm_multiply = gemm::multiply;
+    }
+
     /// Without the byte products of VNNI, the 256-bit kernels for 8-bit activations stay.
     #[cfg(target_arch = "x86_64")]
     fn take_avx512(&mut self) {
@@ -190,14 +200,8 @@ impl Kernels {
         self.fine_q3_k = dot::fine_q3_k;
         self.fine_q5_k = dot::fine_q5_k;
         self.pack_q4_0 = pack::q4_0;
-        self.pack_q4_1 = gemm::pack_q4_1;
-        self.pack_q5_0 = gemm::pack_q5_0;
-        self.pack_q5_1 = gemm::pack_q5_1;
         self.pack_q8_0 = pack::q8_0;
-        self.pack_q2_k = gemm::pack_q2_k;
-        self.pack_q3_k = gemm::pack_q3_k;
         self.pack_q4_k = pack::q4_k;
-        self.pack_q5_k = gemm::pack_q5_k;
         self.pack_q6_k = pack::q6_k;
         self.gemm_pack_float = gemm::pack_float;
         self.gemm_multiply_float = gemm::multiply_float;

@@ -76,7 +76,7 @@ impl Matrix {
 pub(super) const fn batch(isa: Isa) -> usize {
     match isa {
         Isa::Portable => usize::MAX,
-        Isa::Avx2 => 4,
+        Isa::Avx2 | Isa::AvxVnni => 4,
         Isa::Avx512 | Isa::Avx512Vnni => 3,
     }
 }
@@ -666,7 +666,7 @@ impl CpuTarget {
 
 /// Kinds of quantised formats, at most as many as a layer can mix.
 const KINDS: usize = 8;
-const NO_KIND: Kind = Kind { sixteen: false, min: false, offset: 0 };
+const NO_KIND: Kind = Kind { sixteen: false, min: false, offset: 0, most: 0 };
 
 /// Where a batch's [`Batch::aux`] for its `j`-th kind of weights begins.
 fn aux_at(j: usize, rows: usize, blocks: usize) -> usize {

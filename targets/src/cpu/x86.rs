@@ -1,6 +1,6 @@
 //! The kernels for x86-64: siblings of [`super::portable`], file by file and function by function.
 //!
-//! A file holds up to three modules, `avx2`, `avx512` and `vnni`, as [`super::isa::Isa`] names them. Floats use
+//! A file holds up to four modules, `avx2`, `avxvnni`, `avx512` and `vnni`, as [`super::isa::Isa`] names them. Floats use
 //! fused multiply-add throughout, which the portable kernels do not; integer sums are the same everywhere.
 
 #![allow(clippy::needless_range_loop)] // register tiles read best by index

@@ -36,12 +36,14 @@ pub struct Kind {
     pub min: bool,
     /// What is taken off a code; 0 when groups have minima.
     pub offset: i32,
+    /// The largest code.
+    pub most: u8,
 }
 
 impl Kind {
     /// The kind of a format.
     pub const fn of<B: Codes>() -> Kind {
-        Kind { sixteen: B::GROUP == 16, min: B::MIN, offset: B::OFFSET }
+        Kind { sixteen: B::GROUP == 16, min: B::MIN, offset: B::OFFSET, most: B::MOST }
     }
 
     /// Scales per activation block.

@@ -15,6 +15,8 @@ pub trait Codes: Block {
     const GROUP: usize;
     /// What is taken off a code.
     const OFFSET: i32;
+    /// The largest code.
+    const MOST: u8;
     /// Whether groups have minima.
     const MIN: bool;
 
@@ -68,6 +70,7 @@ pub(in crate::cpu) fn q3_k_scales(packed: &[u8; 12]) -> [i8; 16] {
 impl Codes for BlockQ8_0 {
     const GROUP: usize = 32;
     const OFFSET: i32 = 128;
+    const MOST: u8 = 255;
     const MIN: bool = false;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], _: &mut [f32]) {
@@ -81,6 +84,7 @@ impl Codes for BlockQ8_0 {
 impl Codes for BlockQ4_0 {
     const GROUP: usize = 32;
     const OFFSET: i32 = 8;
+    const MOST: u8 = 15;
     const MIN: bool = false;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], _: &mut [f32]) {
@@ -92,6 +96,7 @@ impl Codes for BlockQ4_0 {
 impl Codes for BlockQ4_1 {
     const GROUP: usize = 32;
     const OFFSET: i32 = 0;
+    const MOST: u8 = 15;
     const MIN: bool = true;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], m: &mut [f32]) {
@@ -104,6 +109,7 @@ impl Codes for BlockQ4_1 {
 impl Codes for BlockQ5_0 {
     const GROUP: usize = 32;
     const OFFSET: i32 = 16;
+    const MOST: u8 = 31;
     const MIN: bool = false;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], _: &mut [f32]) {
@@ -116,6 +122,7 @@ impl Codes for BlockQ5_0 {
 impl Codes for BlockQ5_1 {
     const GROUP: usize = 32;
     const OFFSET: i32 = 0;
+    const MOST: u8 = 31;
     const MIN: bool = true;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], m: &mut [f32]) {
@@ -142,6 +149,7 @@ fn pairs_of_bits(qs: &[u8; 64], q: &mut [u8]) {
 impl Codes for BlockQ2_K {
     const GROUP: usize = 16;
     const OFFSET: i32 = 0;
+    const MOST: u8 = 3;
     const MIN: bool = true;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], m: &mut [f32]) {
@@ -157,6 +165,7 @@ impl Codes for BlockQ2_K {
 impl Codes for BlockQ3_K {
     const GROUP: usize = 16;
     const OFFSET: i32 = 4;
+    const MOST: u8 = 7;
     const MIN: bool = false;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], _: &mut [f32]) {
@@ -188,6 +197,7 @@ fn k_scales_and_minima(d: u16, dmin: u16, scales: &[u8; 12], s: &mut [f32], m: &
 impl Codes for BlockQ4_K {
     const GROUP: usize = 32;
     const OFFSET: i32 = 0;
+    const MOST: u8 = 15;
     const MIN: bool = true;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], m: &mut [f32]) {
@@ -205,6 +215,7 @@ impl Codes for BlockQ4_K {
 impl Codes for BlockQ5_K {
     const GROUP: usize = 32;
     const OFFSET: i32 = 0;
+    const MOST: u8 = 31;
     const MIN: bool = true;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], m: &mut [f32]) {
@@ -223,6 +234,7 @@ impl Codes for BlockQ5_K {
 impl Codes for BlockQ6_K {
     const GROUP: usize = 16;
     const OFFSET: i32 = 32;
+    const MOST: u8 = 63;
     const MIN: bool = false;
     #[inline(always)]
     fn unpack(&self, q: &mut [u8], s: &mut [f32], _: &mut [f32]) {

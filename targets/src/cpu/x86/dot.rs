@@ -298,6 +298,19 @@ pub mod avx2 {
         (wide(s), wide(m))
     }
 
+    /// The 16 scales of a `Q3_K` block, as [`crate::cpu::portable::unpack::q3_k_scales`] gives them.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in crate::cpu::x86) fn q3_k_scales(packed: &[u8; 12]) -> __m128i {
+        let word = |i: usize| u64::from(u32::from_le_bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]));
+        let (low, top) = (word(1) << 32 | word(0), word(2));
+        let eight = |low: u64, top: u64| {
+            let top = (top & 0x0303_0303) << 4 | (top >> 2 & 0x0303_0303) << 36;
+            (low & 0x0f0f_0f0f_0f0f_0f0f | top) as i64
+        };
+        _mm_sub_epi8(_mm_set_epi64x(eight(low >> 4, top >> 4), eight(low, top)), _mm_set1_epi8(32))
+    }
+
     /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

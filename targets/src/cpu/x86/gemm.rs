@@ -1,12 +1,10 @@
-//! Batches of activation rows times panels of unpacked weight rows: AVX2, AVX-512 and AVX-512 VNNI.
+//! Batches of activation rows times panels of unpacked weight rows: AVX2, AVX-VNNI, AVX-512 and AVX-512 VNNI.
 //!
 //! Siblings of `portable/gemm.rs`: integer sums match it exactly; floats are added in the same order as by the dot
 //! products of `dot.rs`, with the same roundings, so that a row alone and a row of a batch come out equal.
 
-use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
-
 use crate::cpu::portable::dot::{FLOAT_LANES, LANES};
-use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, lane, pack_with, place};
+use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, lane, place};
 use crate::cpu::portable::unpack::Codes;
 
 /// Operands of a tile of a batch: pointers to its first row and first panel.
@@ -55,15 +53,337 @@ pub(super) fn ahead<B: Codes>(w: &[B], rows: usize, b: usize) {
     }
 }
 
-/// One packing function per format.
-macro_rules! packs {
-    ($features:literal, $transpose:ident: $($name:ident: $block:ty),*) => {$(
-        /// See [`crate::cpu::portable::gemm::pack`].
+/// The numbers of a tile of `MR` rows by two vectors of 8 weight rows.
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+struct Numbers<const MR: usize> {
+    sums: [[std::arch::x86_64::__m256; 2]; MR],
+    /// What registers cannot hold meanwhile: integer sums, and results of a block's first half.
+    kept: [[std::arch::x86_64::__m256; 2]; MR],
+    blocks: [[std::arch::x86_64::__m256; 2]; MR],
+}
+
+/// Six rows of `$of!`, each with its codes, its scale, what offsets take off, the names of its two sums, and where its
+/// numbers are kept.
+macro_rules! rows {
+    ($of:ident $($rest:tt)*) => {
+        concat!(
+            $of!("{x}" "{d}" "{o}" "a0" "b0" "0" $($rest)*),
+            $of!("{x} + {row}" "{d} + {n}" "{o} + {m}" "a1" "b1" "64" $($rest)*),
+            $of!("{x} + 2*{row}" "{d} + 2*{n}" "{o} + 2*{m}" "a2" "b2" "128" $($rest)*),
+            $of!("{y}" "{e}" "{q}" "a3" "b3" "192" $($rest)*),
+            $of!("{y} + {row}" "{e} + {n}" "{q} + {m}" "a4" "b4" "256" $($rest)*),
+            $of!("{y} + 2*{row}" "{e} + 2*{n}" "{q} + 2*{m}" "a5" "b5" "320" $($rest)*),
+        )
+    };
+}
+
+/// An instruction on both sums of each of six rows.
+macro_rules! both {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal $op:literal $first:literal $second:literal) => {
+        concat!($op, " {", $a, "}, {", $a, "}", $first, "\n", $op, " {", $b, "}, {", $b, "}", $second, "\n")
+    };
+}
+
+/// Zeros.
+macro_rules! zero {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal) => {
+        concat!("vpxor {", $a, "}, {", $a, "}, {", $a, "}\nvpxor {", $b, "}, {", $b, "}, {", $b, "}\n")
+    };
+}
+
+/// Both sums to where numbers are kept.
+macro_rules! keep {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal $place:literal) => {
+        concat!("vmovups [{k} + ", $place, " + ", $at, "], {", $a, "}\n", "vmovups [{k} + ", $place, " + ", $at, " + 32], {", $b, "}\n",)
+    };
+}
+
+/// Adds the integer sums that were kept.
+macro_rules! add_kept {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal) => {
+        concat!(
+            "vpaddd {", $a, "}, {", $a, "}, [{k} + 384 + ", $at, "]\n",
+            "vpaddd {", $b, "}, {", $b, "}, [{k} + 384 + ", $at, " + 32]\n",
+        )
+    };
+}
+
+/// Adds what offsets take off.
+macro_rules! offset {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal $group:literal) => {
+        concat!(
+            "vpbroadcastd {v}, dword ptr [",
+            $o,
+            " + 4*",
+            $group,
+            "]\n",
+            "vpaddd {",
+            $a,
+            "}, {",
+            $a,
+            "}, {v}\n",
+            "vpaddd {",
+            $b,
+            "}, {",
+            $b,
+            "}, {v}\n",
+        )
+    };
+}
+
+/// To numbers, times the scales in `w0` and `w1`.
+macro_rules! scale {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal) => {
+        concat!(
+            "vcvtdq2ps {",
+            $a,
+            "}, {",
+            $a,
+            "}\nvmulps {",
+            $a,
+            "}, {",
+            $a,
+            "}, {w0}\n",
+            "vcvtdq2ps {",
+            $b,
+            "}, {",
+            $b,
+            "}\nvmulps {",
+            $b,
+            "}, {",
+            $b,
+            "}, {w1}\n",
+        )
+    };
+}
+
+/// The same, and adds the results of the block's first half.
+macro_rules! scale_and_add {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal) => {
+        concat!(
+            "vcvtdq2ps {",
+            $a,
+            "}, {",
+            $a,
+            "}\nvfmadd213ps {",
+            $a,
+            "}, {w0}, [{k} + 768 + ",
+            $at,
+            "]\n",
+            "vcvtdq2ps {",
+            $b,
+            "}, {",
+            $b,
+            "}\nvfmadd213ps {",
+            $b,
+            "}, {w1}, [{k} + 768 + ",
+            $at,
+            " + 32]\n",
+        )
+    };
+}
+
+/// Adds a block, times the activations' scale, to the sums of blocks.
+macro_rules! sum_up {
+    ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal) => {
+        concat!(
+            "vbroadcastss {v}, dword ptr [",
+            $d,
+            "]\n",
+            "vfmadd213ps {",
+            $a,
+            "}, {v}, [{k} + ",
+            $at,
+            "]\nvmovups [{k} + ",
+            $at,
+            "], {",
+            $a,
+            "}\n",
+            "vfmadd213ps {",
+            $b,
+            "}, {v}, [{k} + ",
+            $at,
+            " + 32]\nvmovups [{k} + ",
+            $at,
+            " + 32], {",
+            $b,
+            "}\n",
+        )
+    };
+}
+
+/// From a group's integer sums to its numbers, and what comes after.
+macro_rules! numbers {
+    (whole) => {
+        concat!(rows!(offset "0"), "vmovups {w0}, [{s}]\nvmovups {w1}, [{s} + 32]\n", rows!(scale), rows!(sum_up))
+    };
+    (first) => {
+        concat!(rows!(offset "0"), "vmovups {w0}, [{s}]\nvmovups {w1}, [{s} + 32]\n", rows!(scale), rows!(keep "768"))
+    };
+    (second) => {
+        concat!(rows!(offset "1"), "vmovups {w0}, [{s} + 64]\nvmovups {w1}, [{s} + 96]\n", rows!(scale_and_add), rows!(sum_up))
+    };
+}
+
+/// A block of six rows by a panel in assembly: its lines, and operands by the names that they use.
+macro_rules! block {
+    ($t:ident $b:ident $g:ident $terms:ident $offsets:ident $numbers:ident: $($line:expr,)*) => {{
+        let (n, row) = ($t.blocks, $t.blocks * $terms * 32);
+        let (x, d) = ($t.qs.add($b * $terms * 32), $t.d.add($b));
+        // Where nothing is taken off, every row has the same zero.
+        let (o, m) = if $offsets { ($t.aux.add($b * $g), 4 * $g * n) } else { (NOTHING.as_ptr().cast(), 0) };
+        std::arch::asm!(
+            // Named so that those that need it not may leave it.
+            "/* {u} */",
+            $($line,)*
+            x = in(reg) x, y = in(reg) x.wrapping_add(3 * row), row = in(reg) row, c = in(reg) $t.codes.add($b * PANEL_BLOCK),
+            d = in(reg) d, e = in(reg) d.wrapping_add(3 * n), n = in(reg) 4 * n,
+            o = in(reg) o, q = in(reg) o.wrapping_byte_add(3 * m), m = in(reg) m,
+            s = in(reg) $t.s.add($b * $g * PANEL), k = in(reg) $numbers,
+            w0 = out(ymm_reg) _, w1 = out(ymm_reg) _, u = out(ymm_reg) _, v = out(ymm_reg) _,
+            a0 = out(ymm_reg) _, b0 = out(ymm_reg) _, a1 = out(ymm_reg) _, b1 = out(ymm_reg) _,
+            a2 = out(ymm_reg) _, b2 = out(ymm_reg) _, a3 = out(ymm_reg) _, b3 = out(ymm_reg) _,
+            a4 = out(ymm_reg) _, b4 = out(ymm_reg) _, a5 = out(ymm_reg) _, b5 = out(ymm_reg) _,
+            options(nostack, preserves_flags),
+        )
+    }};
+}
+
+/// What is taken off where there is no offset; behind it, the signs of eight times four codes.
+static NOTHING: [u32; 10] = [0, 0, SIGNS, SIGNS, SIGNS, SIGNS, SIGNS, SIGNS, SIGNS, SIGNS];
+const SIGNS: u32 = 0x8080_8080;
+
+/// The functions of tiles of 256-bit vectors, from the module's `products`: which of its ways it takes, `HOW`, is the
+/// caller's to say, and `$signed` whether offsets are taken off then already.
+macro_rules! tiles {
+    ($features:literal, |$how:ident| $signed:expr) => {
         #[target_feature(enable = $features)]
-        pub fn $name(w: &[$block], rows: usize, codes: &mut [u8], s: &mut [f32], m: &mut [f32]) {
-            pack_with(w, rows, codes, s, m, |rows, first, out| $transpose(rows, first, out), |b| ahead(w, rows, b));
+        fn kind<const G: usize, const HOW: usize, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+            let mut row = 0;
+            while row < x.rows {
+                let rows = match x.rows - row {
+                    6.. => 6,
+                    4.. => 4,
+                    left => left.min(2),
+                };
+                for panel in 0..w.count {
+                    let t = Tile::at(x, w, out, stride, row, panel);
+                    // SAFETY: `Kernels::multiply` asserted that all operands hold `x.rows` rows and `w.count` panels,
+                    // and the tile ends before both.
+                    unsafe {
+                        match rows {
+                            6 => tile::<6, G, HOW, FINE>(t, w.kind.min),
+                            4 => tile::<4, G, HOW, FINE>(t, w.kind.min),
+                            2 => tile::<2, G, HOW, FINE>(t, w.kind.min),
+                            _ => tile::<1, G, HOW, FINE>(t, w.kind.min),
+                        }
+                    }
+                }
+                row += rows;
+            }
         }
-    )*};
+
+        /// `MR` rows by one panel, as two vectors of 8 weight rows, of blocks with `G` scales (1 or 2).
+        ///
+        /// # Safety
+        /// The operands hold as many rows and a panel from the tile's start on.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn tile<const MR: usize, const G: usize, const HOW: usize, const FINE: bool>(t: Tile, min: bool) {
+            let n = t.blocks;
+            let ($how, terms) = (HOW, if FINE { 2 } else { 1 });
+            let offsets = !min && !$signed;
+            // SAFETY: every offset below stays inside the rows and panels that the caller promises.
+            unsafe {
+                for l in 0..LANES {
+                    let zero = [[_mm256_setzero_ps(); 2]; MR];
+                    let mut numbers = Numbers { sums: zero, kept: zero, blocks: zero };
+                    for b in lane(l, n, LANES) {
+                        // The rows behind these come from afar.
+                        for r in 0..MR {
+                            _mm_prefetch::<_MM_HINT_T1>(t.qs.wrapping_add(((MR + r) * n + b) * 32 * terms));
+                        }
+                        // Whole tiles are what time is spent on, and compilers schedule them well or half as well by chance.
+                        if MR == 6 {
+                            six_rows::<G, HOW, FINE>(t, b, offsets, (&raw mut numbers).cast());
+                            continue;
+                        }
+                        let mut blocks = [[_mm256_setzero_ps(); 2]; MR];
+                        for g in 0..G {
+                            let mut dots = [[_mm256_setzero_si256(); 2]; MR];
+                            for term in 0..terms {
+                                if term == 1 {
+                                    for r in 0..MR {
+                                        for p in 0..2 {
+                                            dots[r][p] = _mm256_slli_epi32::<8>(dots[r][p]);
+                                        }
+                                    }
+                                }
+                                let x = t.qs.add((b * terms + term) * 32 + g * 16);
+                                let codes = t.codes.add(b * PANEL_BLOCK + g * PANEL_BLOCK / 2);
+                                if G == 1 {
+                                    products::<MR, 8, HOW>(x, n * terms * 32, codes, &mut dots);
+                                } else {
+                                    products::<MR, 4, HOW>(x, n * terms * 32, codes, &mut dots);
+                                }
+                            }
+                            if offsets {
+                                for r in 0..MR {
+                                    let aux = _mm256_set1_epi32(*t.aux.add((r * n + b) * G + g));
+                                    for p in 0..2 {
+                                        dots[r][p] = _mm256_add_epi32(dots[r][p], aux);
+                                    }
+                                }
+                            }
+                            for p in 0..2 {
+                                let s = _mm256_loadu_ps(t.s.add((b * G + g) * PANEL + 8 * p));
+                                for r in 0..MR {
+                                    let dot = _mm256_cvtepi32_ps(dots[r][p]);
+                                    blocks[r][p] = if g == 0 { _mm256_mul_ps(dot, s) } else { _mm256_fmadd_ps(dot, s, blocks[r][p]) };
+                                }
+                            }
+                        }
+                        for r in 0..MR {
+                            let d = _mm256_set1_ps(*t.d.add(r * n + b));
+                            for p in 0..2 {
+                                numbers.sums[r][p] = _mm256_fmadd_ps(blocks[r][p], d, numbers.sums[r][p]);
+                            }
+                        }
+                    }
+                    let mut sums = numbers.sums;
+                    // In a loop of their own, where they do not crowd out the sums of the products.
+                    if min {
+                        let mut minima = [[_mm256_setzero_ps(); 2]; MR];
+                        for b in lane(l, n, LANES) {
+                            for g in 0..G {
+                                let m = t.m.add((b * G + g) * PANEL);
+                                let m = [_mm256_loadu_ps(m), _mm256_loadu_ps(m.add(8))];
+                                for r in 0..MR {
+                                    let x = _mm256_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * G + g) as u32));
+                                    for p in 0..2 {
+                                        minima[r][p] = _mm256_fmadd_ps(m[p], x, minima[r][p]);
+                                    }
+                                }
+                            }
+                        }
+                        for r in 0..MR {
+                            for p in 0..2 {
+                                sums[r][p] = _mm256_sub_ps(sums[r][p], minima[r][p]);
+                            }
+                        }
+                    }
+                    for r in 0..MR {
+                        for p in 0..2 {
+                            let out = t.out.add(r * t.stride + 8 * p);
+                            let before = if l == 0 { _mm256_setzero_ps() } else { _mm256_loadu_ps(out) };
+                            _mm256_storeu_ps(out, _mm256_add_ps(before, sums[r][p]));
+                        }
+                    }
+                }
+            }
+        }
+    };
 }
 
 pub mod vnni {
@@ -347,10 +667,6 @@ pub mod avx512 {
 
     use super::*;
 
-    packs!("avx512f,avx512bw,avx512vl,avx512dq", transpose:
-        pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1,
-        pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q5_k: BlockQ5_K);
-
     /// Four columns of 16 rows together.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
@@ -508,14 +824,10 @@ pub mod avx2 {
 
     use super::*;
 
-    packs!("avx2,fma,f16c", transpose:
-        pack_q4_0: BlockQ4_0, pack_q4_1: BlockQ4_1, pack_q5_0: BlockQ5_0, pack_q5_1: BlockQ5_1, pack_q8_0: BlockQ8_0,
-        pack_q2_k: BlockQ2_K, pack_q3_k: BlockQ3_K, pack_q4_k: BlockQ4_K, pack_q5_k: BlockQ5_K, pack_q6_k: BlockQ6_K);
-
     /// Four columns of 16 rows together: 4×4 transposes of 32-bit words, row `4·q + i` from part `q` of vector `i`.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK]) {
+    pub(in crate::cpu::x86) fn transpose(rows: &[[u8; 256]; PANEL], first: usize, out: &mut [u8; PANEL_BLOCK]) {
         assert!(first + 32 <= 256);
         for part in 0..4 {
             let (half, side) = (part / 2, part % 2);
@@ -541,134 +853,231 @@ pub mod avx2 {
     /// See [`crate::cpu::portable::gemm::multiply`].
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
-        // Codes up to 63 times 127 add up in 16 bits two by two; those of Q8_0 do not and are taken with their signs.
-        match (w.kind.sixteen, w.kind.min, w.kind.offset == 128, x.fine) {
-            (false, false, false, false) => kind::<false, false, false, false>(x, w, out, stride),
-            (false, false, true, false) => kind::<false, false, true, false>(x, w, out, stride),
-            (false, true, _, false) => kind::<false, true, false, false>(x, w, out, stride),
-            (true, false, _, false) => kind::<true, false, false, false>(x, w, out, stride),
-            (true, true, _, false) => kind::<true, true, false, false>(x, w, out, stride),
-            (false, false, false, true) => kind::<false, false, false, true>(x, w, out, stride),
-            (false, false, true, true) => kind::<false, false, true, true>(x, w, out, stride),
-            (false, true, _, true) => kind::<false, true, false, true>(x, w, out, stride),
-            (true, false, _, true) => kind::<true, false, false, true>(x, w, out, stride),
-            (true, true, _, true) => kind::<true, true, false, true>(x, w, out, stride),
+        // As many steps as pairs of products add up in 16 bits: codes up to 15 eight times, 31 four times, 63 twice.
+        match (w.kind.sixteen, w.kind.most, x.fine) {
+            (false, ..=15, false) => kind::<1, 8, false>(x, w, out, stride),
+            (false, 16..=31, false) => kind::<1, 4, false>(x, w, out, stride),
+            (false, 32.., false) => kind::<1, SIGNED, false>(x, w, out, stride),
+            (true, ..=31, false) => kind::<2, 4, false>(x, w, out, stride),
+            (true, 32.., false) => kind::<2, 2, false>(x, w, out, stride),
+            (false, ..=15, true) => kind::<1, 8, true>(x, w, out, stride),
+            (false, 16..=31, true) => kind::<1, 4, true>(x, w, out, stride),
+            (false, 32.., true) => kind::<1, SIGNED, true>(x, w, out, stride),
+            (true, ..=31, true) => kind::<2, 4, true>(x, w, out, stride),
+            (true, 32.., true) => kind::<2, 2, true>(x, w, out, stride),
         }
     }
 
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn kind<const SIXTEEN: bool, const MIN: bool, const SIGNED: bool, const FINE: bool>(
-        x: Batch<'_>,
-        w: Panels<'_>,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        for row in (0..x.rows).step_by(2) {
-            for panel in 0..w.count {
-                let t = Tile::at(x, w, out, stride, row, panel);
-                // SAFETY: `Kernels::multiply` asserted that all operands hold `x.rows` rows and `w.count` panels, and
-                // the tile ends before both.
-                unsafe {
-                    if row + 1 < x.rows { tile::<2, SIXTEEN, MIN, SIGNED, FINE>(t) } else { tile::<1, SIXTEEN, MIN, SIGNED, FINE>(t) }
-                }
-            }
-        }
-    }
+    /// In place of a number of steps: codes of `Q8_0`, of which not even two products add up in 16 bits. They are taken
+    /// with their signs.
+    const SIGNED: usize = 1;
 
-    /// `MR` rows by one panel, as two vectors of 8 weight rows.
+    tiles!("avx2,fma,f16c", |steps| steps == SIGNED);
+
+    /// Adds to `dots` the products of a group of columns: `N` steps of four columns, `AT_ONCE` of which add up in 16 bits.
     ///
     /// # Safety
-    /// The operands hold as many rows and a panel from the tile's start on.
+    /// `x` points to a row's codes, the others follow `row` bytes apart, and `codes` to a panel's.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn tile<const MR: usize, const SIXTEEN: bool, const MIN: bool, const SIGNED: bool, const FINE: bool>(t: Tile) {
-        let n = t.blocks;
-        let (groups, terms) = (if SIXTEEN { 2 } else { 1 }, if FINE { 2 } else { 1 });
+    unsafe fn products<const MR: usize, const N: usize, const AT_ONCE: usize>(
+        x: *const i8,
+        row: usize,
+        codes: *const u8,
+        dots: &mut [[__m256i; 2]; MR],
+    ) {
         let ones = _mm256_set1_epi16(1);
-        // SAFETY: every offset below stays inside the rows and panels that the caller promises.
+        // SAFETY: every step reads 64 bytes of the panel and 4 of each row, which the caller promises.
         unsafe {
-            for l in 0..LANES {
-                let mut sums = [[_mm256_setzero_ps(); 2]; MR];
-                for b in lane(l, n, LANES) {
-                    let mut blocks = [[_mm256_setzero_ps(); 2]; MR];
-                    for g in 0..groups {
-                        let mut dots = [[_mm256_setzero_si256(); 2]; MR];
-                        let aux = |r: usize| _mm256_set1_epi32(*t.aux.add((r * n + b) * groups + g));
-                        if !MIN && !SIGNED && !FINE {
-                            for r in 0..MR {
-                                dots[r] = [aux(r); 2];
-                            }
-                        }
-                        let steps = 8 / groups;
-                        for term in 0..terms {
-                            if term == 1 {
-                                for r in 0..MR {
-                                    dots[r] = dots[r].map(|dots| _mm256_slli_epi32::<8>(dots));
-                                    if !MIN && !SIGNED {
-                                        dots[r] = dots[r].map(|dots| _mm256_add_epi32(dots, aux(r)));
-                                    }
-                                }
-                            }
-                            for step in g * steps..(g + 1) * steps {
-                                for p in 0..2 {
-                                    let mut w = _mm256_loadu_si256(t.codes.add(b * PANEL_BLOCK + step * 64 + p * 32).cast());
-                                    if SIGNED {
-                                        w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                                    }
-                                    for r in 0..MR {
-                                        let x = t.qs.add(((r * n + b) * terms + term) * 32 + step * 4).cast::<i32>();
-                                        let x = _mm256_set1_epi32(x.read_unaligned());
-                                        let pairs = if SIGNED {
-                                            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                                        } else {
-                                            _mm256_maddubs_epi16(w, x)
-                                        };
-                                        dots[r][p] = _mm256_add_epi32(dots[r][p], _mm256_madd_epi16(pairs, ones));
-                                    }
-                                }
-                            }
-                        }
-                        for p in 0..2 {
-                            let s = _mm256_loadu_ps(t.s.add((b * groups + g) * PANEL + 8 * p));
-                            for r in 0..MR {
-                                let dot = _mm256_cvtepi32_ps(dots[r][p]);
-                                blocks[r][p] = if g == 0 { _mm256_mul_ps(dot, s) } else { _mm256_fmadd_ps(dot, s, blocks[r][p]) };
-                            }
-                        }
-                    }
+            if AT_ONCE == SIGNED {
+                for i in 0..2 * N {
+                    let (step, p) = (i / 2, i % 2);
+                    let w = _mm256_loadu_si256(codes.add(32 * i).cast());
+                    let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                     for r in 0..MR {
-                        let d = _mm256_set1_ps(*t.d.add(r * n + b));
-                        for p in 0..2 {
-                            sums[r][p] = _mm256_fmadd_ps(blocks[r][p], d, sums[r][p]);
-                        }
+                        let x = _mm256_set1_epi32(x.add(r * row + step * 4).cast::<i32>().read_unaligned());
+                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                        dots[r][p] = _mm256_add_epi32(dots[r][p], _mm256_madd_epi16(pairs, ones));
                     }
                 }
-                if MIN {
-                    let mut minima = [[_mm256_setzero_ps(); 2]; MR];
-                    for b in lane(l, n, LANES) {
-                        for g in 0..groups {
-                            for p in 0..2 {
-                                let m = _mm256_loadu_ps(t.m.add((b * groups + g) * PANEL + 8 * p));
-                                for r in 0..MR {
-                                    let x = _mm256_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * groups + g) as u32));
-                                    minima[r][p] = _mm256_fmadd_ps(m, x, minima[r][p]);
-                                }
-                            }
-                        }
-                    }
-                    for r in 0..MR {
-                        for p in 0..2 {
-                            sums[r][p] = _mm256_sub_ps(sums[r][p], minima[r][p]);
+                return;
+            }
+            for first in (0..N).step_by(AT_ONCE) {
+                let (x, codes) = (x.add(first * 4), codes.add(first * 64));
+                let mut pairs = [[_mm256_setzero_si256(); 2]; MR];
+                for step in 0..AT_ONCE {
+                    for p in 0..2 {
+                        let w = _mm256_loadu_si256(codes.add(step * 64 + 32 * p).cast());
+                        for r in 0..MR {
+                            let x = _mm256_set1_epi32(x.add(r * row + step * 4).cast::<i32>().read_unaligned());
+                            pairs[r][p] = _mm256_add_epi16(pairs[r][p], _mm256_maddubs_epi16(w, x));
                         }
                     }
                 }
                 for r in 0..MR {
                     for p in 0..2 {
-                        let out = t.out.add(r * t.stride + 8 * p);
-                        let before = if l == 0 { _mm256_setzero_ps() } else { _mm256_loadu_ps(out) };
-                        _mm256_storeu_ps(out, _mm256_add_ps(before, sums[r][p]));
+                        dots[r][p] = _mm256_add_epi32(dots[r][p], _mm256_madd_epi16(pairs[r][p], ones));
                     }
                 }
+            }
+        }
+    }
+
+    /// The first step of sums in 16 bits: four columns of a panel with as many of each row.
+    macro_rules! first_of_row {
+        ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal $step:literal) => {
+            concat!(
+                "vpbroadcastd {",
+                $b,
+                "}, dword ptr [",
+                $x,
+                " + 4*",
+                $step,
+                "]\n",
+                "vpmaddubsw {",
+                $a,
+                "}, {w0}, {",
+                $b,
+                "}\n",
+                "vpmaddubsw {",
+                $b,
+                "}, {w1}, {",
+                $b,
+                "}\n",
+            )
+        };
+    }
+
+    /// The next steps.
+    macro_rules! next_of_row {
+        ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal $step:literal) => {
+            concat!(
+                "vpbroadcastd {v}, dword ptr [",
+                $x,
+                " + 4*",
+                $step,
+                "]\n",
+                "vpmaddubsw {u}, {w0}, {v}\n",
+                "vpmaddubsw {v}, {w1}, {v}\n",
+                "vpaddw {",
+                $a,
+                "}, {",
+                $a,
+                "}, {u}\n",
+                "vpaddw {",
+                $b,
+                "}, {",
+                $b,
+                "}, {v}\n",
+            )
+        };
+    }
+
+    /// Codes of four columns.
+    macro_rules! codes {
+        ($step:literal) => {
+            concat!("vmovdqu {w0}, [{c} + 64*(", $step, " & 7)]\nvmovdqu {w1}, [{c} + 64*(", $step, " & 7) + 32]\n")
+        };
+    }
+
+    /// Integer sums of some steps, which add up in 16 bits; steps from 8 on are those of the second term.
+    macro_rules! steps {
+        ($first:literal $($next:literal)*) => {
+            concat!(
+                codes!($first), rows!(first_of_row $first),
+                $(codes!($next), rows!(next_of_row $next),)*
+                // Ones.
+                "vpcmpeqw {w0}, {w0}, {w0}\nvpsrlw {w0}, {w0}, 15\n",
+                rows!(both "vpmaddwd" ", {w0}" ", {w0}"),
+            )
+        };
+    }
+
+    /// Integer sums of runs of steps.
+    macro_rules! runs {
+        ([$($step:literal)*]) => { steps!($($step)*) };
+        ([$($step:literal)*] $([$($more:literal)*])*) => {
+            concat!(steps!($($step)*), $(rows!(keep "384"), steps!($($more)*), rows!(add_kept),)*)
+        };
+    }
+
+    /// The same for activations in 16 bits: the first term's times 256.
+    macro_rules! both_terms {
+        ([$($first:tt)*] $([$($second:literal)*])*) => {
+            concat!(runs!($($first)*), rows!(both "vpslld" ", 8" ", 8"), $(rows!(keep "384"), steps!($($second)*), rows!(add_kept),)*)
+        };
+    }
+
+    /// A step of signed codes: eight weight rows with the same columns of each row.
+    macro_rules! signed_of_row {
+        ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal first $step:literal) => {
+            signed_of_row!($x $a $step)
+        };
+        ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal second $step:literal) => {
+            signed_of_row!($x $b $step)
+        };
+        ($x:literal $sum:literal $step:literal) => {
+            concat!(
+                "vpbroadcastd {v}, dword ptr [", $x, " + 4*", $step, "]\n",
+                "vpsignb {v}, {v}, {w0}\n",
+                "vpmaddubsw {v}, {w1}, {v}\n",
+                "vpmaddwd {v}, {v}, {u}\n",
+                "vpaddd {", $sum, "}, {", $sum, "}, {v}\n",
+            )
+        };
+    }
+
+    /// Integer sums of signed codes, without what offsets take off.
+    macro_rules! signed_steps {
+        ($($step:literal)*) => {
+            concat!(
+                "vpcmpeqw {u}, {u}, {u}\nvpsrlw {u}, {u}, 15\n",
+                $(
+                    "vmovdqu {w0}, [{o} + 8]\nvpxor {w0}, {w0}, [{c} + 64*(", $step, " & 7)]\n",
+                    "vpabsb {w1}, {w0}\n",
+                    rows!(signed_of_row first $step),
+                    "vmovdqu {w0}, [{o} + 8]\nvpxor {w0}, {w0}, [{c} + 64*(", $step, " & 7) + 32]\n",
+                    "vpabsb {w1}, {w0}\n",
+                    rows!(signed_of_row second $step),
+                )*
+            )
+        };
+    }
+
+    /// Adds block `b` of six rows by a panel to `numbers`.
+    ///
+    /// # Safety
+    /// The operands hold as many rows, a panel and the block from the tile's start on.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn six_rows<const G: usize, const AT_ONCE: usize, const FINE: bool>(t: Tile, b: usize, offsets: bool, numbers: *mut Numbers<6>) {
+        let (one, two) = (1, 2);
+        macro_rules! of {
+            ($g:ident $terms:ident $($line:expr),*) => { block!(t b $g $terms offsets numbers: $($line,)*) };
+        }
+        // SAFETY: the lines read the block's codes and scales, and of each row its codes, scale and offset, which the
+        // caller promises, and read and write `numbers`.
+        unsafe {
+            match (G, AT_ONCE, FINE) {
+                (1, 8, false) => of!(one one runs!([0 1 2 3 4 5 6 7]), numbers!(whole)),
+                (1, 4, false) => of!(one one runs!([0 1 2 3] [4 5 6 7]), numbers!(whole)),
+                (1, SIGNED, false) => of!(one one rows!(zero), signed_steps!(0 1 2 3 4 5 6 7), numbers!(whole)),
+                (2, 4, false) => of!(two one runs!([0 1 2 3]), numbers!(first), runs!([4 5 6 7]), numbers!(second)),
+                (2, 2, false) => of!(two one runs!([0 1] [2 3]), numbers!(first), runs!([4 5] [6 7]), numbers!(second)),
+                (1, 8, true) => of!(one two both_terms!([[0 1 2 3 4 5 6 7]] [8 9 10 11 12 13 14 15]), numbers!(whole)),
+                (1, 4, true) => of!(one two both_terms!([[0 1 2 3] [4 5 6 7]] [8 9 10 11] [12 13 14 15]), numbers!(whole)),
+                (1, SIGNED, true) => of!(
+                    one two rows!(zero), signed_steps!(0 1 2 3 4 5 6 7), rows!(both "vpslld" ", 8" ", 8"),
+                    signed_steps!(8 9 10 11 12 13 14 15), numbers!(whole)
+                ),
+                (2, 4, true) => of!(
+                    two two both_terms!([[0 1 2 3]] [8 9 10 11]), numbers!(first), both_terms!([[4 5 6 7]] [12 13 14 15]), numbers!(second)
+                ),
+                (2, 2, true) => of!(
+                    two two both_terms!([[0 1] [2 3]] [8 9] [10 11]), numbers!(first),
+                    both_terms!([[4 5] [6 7]] [12 13] [14 15]), numbers!(second)
+                ),
+                _ => unreachable!("one or two scales, and as many steps as add up in 16 bits"),
             }
         }
     }
@@ -728,6 +1137,113 @@ pub mod avx2 {
                         _mm256_storeu_ps(out, _mm256_add_ps(before, sums[r][p]));
                     }
                 }
+            }
+        }
+    }
+}
+
+pub mod avxvnni {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    /// See [`crate::cpu::portable::gemm::multiply`].
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    pub fn multiply(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+        match (w.kind.sixteen, x.fine) {
+            (false, false) => kind::<1, 0, false>(x, w, out, stride),
+            (true, false) => kind::<2, 0, false>(x, w, out, stride),
+            (false, true) => kind::<1, 0, true>(x, w, out, stride),
+            (true, true) => kind::<2, 0, true>(x, w, out, stride),
+        }
+    }
+
+    tiles!("avx2,fma,f16c,avxvnni", |_how| false);
+
+    /// Adds to `dots` the products of a group of columns: `N` steps (8 or 4) of four columns.
+    ///
+    /// # Safety
+    /// `x` points to a row's codes, the others follow `row` bytes apart, and `codes` to a panel's.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn products<const MR: usize, const N: usize, const HOW: usize>(
+        x: *const i8,
+        row: usize,
+        codes: *const u8,
+        dots: &mut [[__m256i; 2]; MR],
+    ) {
+        // SAFETY: every step reads 64 bytes of the panel and 4 of each row, which the caller promises.
+        unsafe {
+            for step in 0..N {
+                let w = codes.add(step * 64);
+                let w = [_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast())];
+                for r in 0..MR {
+                    let x = _mm256_set1_epi32(x.add(r * row + step * 4).cast::<i32>().read_unaligned());
+                    for p in 0..2 {
+                        dots[r][p] = _mm256_dpbusd_avx_epi32(dots[r][p], w[p], x);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A step: four columns of a panel with as many of each row.
+    macro_rules! step_of_row {
+        ($x:literal $d:literal $o:literal $a:literal $b:literal $at:literal $step:literal) => {
+            concat!(
+                "vpbroadcastd {v}, dword ptr [",
+                $x,
+                " + 4*",
+                $step,
+                "]\n",
+                "{{vex}} vpdpbusd {",
+                $a,
+                "}, {w0}, {v}\n",
+                "{{vex}} vpdpbusd {",
+                $b,
+                "}, {w1}, {v}\n",
+            )
+        };
+    }
+
+    /// Adds to integer sums; steps from 8 on are those of the second term.
+    macro_rules! steps {
+        ($($step:literal)*) => {
+            concat!($(
+                "vmovdqu {w0}, [{c} + 64*(", $step, " & 7)]\nvmovdqu {w1}, [{c} + 64*(", $step, " & 7) + 32]\n",
+                rows!(step_of_row $step),
+            )*)
+        };
+    }
+
+    /// Adds block `b` of six rows by a panel to `numbers`.
+    ///
+    /// # Safety
+    /// The operands hold as many rows, a panel and the block from the tile's start on.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn six_rows<const G: usize, const HOW: usize, const FINE: bool>(t: Tile, b: usize, offsets: bool, numbers: *mut Numbers<6>) {
+        let (one, two) = (1, 2);
+        macro_rules! of {
+            ($g:ident $terms:ident $($line:expr),*) => { block!(t b $g $terms offsets numbers: $($line,)*) };
+        }
+        // SAFETY: the lines read the block's codes and scales, and of each row its codes, scale and offset, which the
+        // caller promises, and read and write `numbers`.
+        unsafe {
+            match (G, FINE) {
+                (1, false) => of!(one one rows!(zero), steps!(0 1 2 3 4 5 6 7), numbers!(whole)),
+                (2, false) => of!(
+                    two one rows!(zero), steps!(0 1 2 3), numbers!(first), rows!(zero), steps!(4 5 6 7), numbers!(second)
+                ),
+                (1, true) => of!(
+                    one two rows!(zero), steps!(0 1 2 3 4 5 6 7), rows!(both "vpslld" ", 8" ", 8"),
+                    steps!(8 9 10 11 12 13 14 15), numbers!(whole)
+                ),
+                (2, true) => of!(
+                    two two rows!(zero), steps!(0 1 2 3), rows!(both "vpslld" ", 8" ", 8"), steps!(8 9 10 11), numbers!(first),
+                    rows!(zero), steps!(4 5 6 7), rows!(both "vpslld" ", 8" ", 8"), steps!(12 13 14 15), numbers!(second)
+                ),
+                _ => unreachable!("one or two scales"),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Weight rows into panels straight from their blocks: AVX-512. Siblings of `portable/gemm.rs`'s `pack`, with equal
+//! Weight rows into panels straight from their blocks: AVX-512 and AVX2. Siblings of `portable/gemm.rs`'s `pack`, with equal
 //! results, for the formats that models are mostly kept in; the others take their blocks apart row by row.
 //!
 //! Sixteen rows are transposed first, as the file has them, and taken apart then: a vector holds the same four bytes of
@@ -229,5 +229,384 @@ pub fn q8_0(w: &[BlockQ8_0], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
             store(&mut codes[at], c, _mm512_xor_si512(v, top));
         }
         blocks = blocks.next::<BlockQ8_0>();
+    }
+}
+
+pub mod avx2 {
+    //! The same on 256 bits, where a vector holds four bytes of each of 8 rows, for all formats.
+
+    use std::arch::x86_64::*;
+
+    use half::f16;
+    use sphinx_quant::block::{
+        BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0,
+    };
+
+    use crate::cpu::portable::dot::LANES;
+    use crate::cpu::portable::gemm::{PANEL, PANEL_BLOCK, pack_with, place};
+    use crate::cpu::x86::dot::avx2::{k_scales, q3_k_scales, wide};
+    use crate::cpu::x86::gemm::ahead;
+    use crate::cpu::x86::gemm::avx2::transpose;
+
+    /// 16 bytes from the start of `x`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load16<T>(x: &[T]) -> __m128i {
+        assert!(size_of_val(x) >= 16);
+        // SAFETY: the slice holds the 16 bytes read here, as asserted; `loadu` asks for no alignment.
+        unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+    }
+
+    /// Stores codes of four columns, the `i`-th of a block, of one side's eight rows.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn store(codes: &mut [u8; PANEL_BLOCK], i: usize, side: usize, v: __m256i) {
+        let to = &mut codes[64 * i + 32 * side..][..32];
+        // SAFETY: the slice holds the 32 bytes written here; `storeu` asks for no alignment.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn store_numbers(to: &mut [f32], v: __m256) {
+        let to = &mut to[..8];
+        // SAFETY: the slice holds the 8 numbers written here; `storeu` asks for no alignment.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+    }
+
+    /// Words of 16 rows of 16 bytes: those of column `i` of one side's eight rows, by 4×4 transposes, row `4·q + i` of a
+    /// side from part `q` of vector `i`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn words(part: impl Fn(usize) -> __m128i) -> [[__m256i; 2]; 4] {
+        let mut all = [[_mm256_setzero_si256(); 2]; 4];
+        for side in 0..2 {
+            let mut v = [_mm256_setzero_si256(); 4];
+            for i in 0..4 {
+                v[i] = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(part(8 * side + i)), part(8 * side + 4 + i));
+            }
+            let [a, b, c, d] = v;
+            let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+            all[0][side] = _mm256_unpacklo_epi64(ab, cd);
+            all[1][side] = _mm256_unpackhi_epi64(ab, cd);
+            all[2][side] = _mm256_unpacklo_epi64(ab_high, cd_high);
+            all[3][side] = _mm256_unpackhi_epi64(ab_high, cd_high);
+        }
+        all
+    }
+
+    /// Half-precision numbers of 16 rows, `sign` flipping signs.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn halves(to: &mut [f32; PANEL], sign: u16, of: impl Fn(usize) -> f16) {
+        let bits: [u16; PANEL] = std::array::from_fn(|r| of(r).to_bits() ^ sign);
+        store_numbers(&mut to[..8], _mm256_cvtph_ps(load16(&bits[..8])));
+        store_numbers(&mut to[8..], _mm256_cvtph_ps(load16(&bits[8..])));
+    }
+
+    /// Four numbers of each of 16 rows: number `j` of all rows to `to(j)`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn spread<const N: usize>(numbers: &[[f32; N]; PANEL], first: usize, to: &mut [[f32; PANEL]], at: impl Fn(usize) -> usize) {
+        let columns = words(|r| load16(&numbers[r][first..first + 4]));
+        for j in 0..4 {
+            let to = &mut to[at(first + j)];
+            store_numbers(&mut to[..8], _mm256_castsi256_ps(columns[j][0]));
+            store_numbers(&mut to[8..], _mm256_castsi256_ps(columns[j][1]));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn shift<const BITS: i32>(v: __m256i, mask: __m256i) -> __m256i {
+        _mm256_and_si256(_mm256_srli_epi16::<BITS>(v), mask)
+    }
+
+    /// One function per format: `$body` for panels of 16 rows, and others row by row.
+    macro_rules! packs {
+        ($($name:ident: $block:ty, |$w:ident, $rows:ident, $codes:ident, $s:ident, $m:ident| $body:expr;)*) => {$(
+            /// See [`crate::cpu::portable::gemm::pack`].
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(unused_variables)] // for formats without minima
+            pub fn $name($w: &[$block], $rows: usize, codes: &mut [u8], s: &mut [f32], m: &mut [f32]) {
+                if $rows != PANEL {
+                    return pack_with($w, $rows, codes, s, m, |rows, first, out| transpose(rows, first, out), |b| ahead($w, $rows, b));
+                }
+                let $codes = codes.as_chunks_mut::<PANEL_BLOCK>().0;
+                let ($s, $m) = (s.as_chunks_mut::<PANEL>().0, m.as_chunks_mut::<PANEL>().0);
+                $body
+            }
+        )*};
+    }
+    packs! {
+        q4_0: BlockQ4_0, |w, rows, codes, s, m| {
+            let n = w.len() / PANEL;
+            for i in 0..n {
+                ahead(w, rows, i);
+                let at = place(i, n, LANES);
+                halves(&mut s[at], 0, |r| w[r * n + i].d);
+                nibbles(&mut codes[at], |r| &w[r * n + i].qs, |_| None);
+            }
+        };
+        q4_1: BlockQ4_1, |w, rows, codes, s, m| {
+            let n = w.len() / PANEL;
+            for i in 0..n {
+                ahead(w, rows, i);
+                let at = place(i, n, LANES);
+                halves(&mut s[at], 0, |r| w[r * n + i].d);
+                halves(&mut m[at], 0x8000, |r| w[r * n + i].m);
+                nibbles(&mut codes[at], |r| &w[r * n + i].qs, |_| None);
+            }
+        };
+        q5_0: BlockQ5_0, |w, rows, codes, s, m| {
+            let n = w.len() / PANEL;
+            for i in 0..n {
+                ahead(w, rows, i);
+                let at = place(i, n, LANES);
+                halves(&mut s[at], 0, |r| w[r * n + i].d);
+                nibbles(&mut codes[at], |r| &w[r * n + i].qs, |r| Some(w[r * n + i].qh));
+            }
+        };
+        q5_1: BlockQ5_1, |w, rows, codes, s, m| {
+            let n = w.len() / PANEL;
+            for i in 0..n {
+                ahead(w, rows, i);
+                let at = place(i, n, LANES);
+                halves(&mut s[at], 0, |r| w[r * n + i].d);
+                halves(&mut m[at], 0x8000, |r| w[r * n + i].m);
+                nibbles(&mut codes[at], |r| &w[r * n + i].qs, |r| Some(w[r * n + i].qh));
+            }
+        };
+        q8_0: BlockQ8_0, |w, rows, codes, s, m| {
+            let (n, top) = (w.len() / PANEL, _mm256_set1_epi8(-128));
+            for i in 0..n {
+                ahead(w, rows, i);
+                let at = place(i, n, LANES);
+                halves(&mut s[at], 0, |r| w[r * n + i].d);
+                for half in 0..2 {
+                    let columns = words(|r| load16(&w[r * n + i].qs[16 * half..]));
+                    for c in 0..4 {
+                        for side in 0..2 {
+                            store(&mut codes[at], 4 * half + c, side, _mm256_xor_si256(columns[c][side], top));
+                        }
+                    }
+                }
+            }
+        };
+        q4_k: BlockQ4_K, |w, rows, codes, s, m| {
+            let (n, low) = (w.len() / PANEL, _mm256_set1_epi8(15));
+            for i in 0..n {
+                let at = |j: usize| place(8 * i + j, 8 * n, LANES);
+                k_numbers(|r| (w[r * n + i].d, w[r * n + i].dmin, &w[r * n + i].scales), s, m, at);
+                for part in 0..8 {
+                    ahead(w, rows, 8 * i + part);
+                    let (p, half) = (part / 2, part % 2);
+                    let columns = words(|r| load16(&w[r * n + i].qs[16 * part..]));
+                    for c in 0..4 {
+                        for side in 0..2 {
+                            let v = columns[c][side];
+                            store(&mut codes[at(2 * p)], 4 * half + c, side, _mm256_and_si256(v, low));
+                            store(&mut codes[at(2 * p + 1)], 4 * half + c, side, shift::<4>(v, low));
+                        }
+                    }
+                }
+            }
+        };
+        q5_k: BlockQ5_K, |w, rows, codes, s, m| {
+            let (n, low, fifth) = (w.len() / PANEL, _mm256_set1_epi8(15), _mm256_set1_epi8(16));
+            for i in 0..n {
+                let at = |j: usize| place(8 * i + j, 8 * n, LANES);
+                k_numbers(|r| (w[r * n + i].d, w[r * n + i].dmin, &w[r * n + i].scales), s, m, at);
+                for half in 0..2 {
+                    let mut bits = words(|r| load16(&w[r * n + i].qh[16 * half..]));
+                    for p in 0..4 {
+                        ahead(w, rows, 8 * i + 4 * half + p);
+                        let columns = words(|r| load16(&w[r * n + i].qs[32 * p + 16 * half..]));
+                        for c in 0..4 {
+                            for side in 0..2 {
+                                let (v, bit) = (columns[c][side], &mut bits[c][side]);
+                                let even = _mm256_and_si256(_mm256_slli_epi16::<4>(*bit), fifth);
+                                let odd = _mm256_and_si256(_mm256_slli_epi16::<3>(*bit), fifth);
+                                store(&mut codes[at(2 * p)], 4 * half + c, side, _mm256_or_si256(_mm256_and_si256(v, low), even));
+                                store(&mut codes[at(2 * p + 1)], 4 * half + c, side, _mm256_or_si256(shift::<4>(v, low), odd));
+                                // The next two bits; what comes from other bytes is masked out.
+                                *bit = _mm256_srli_epi16::<2>(*bit);
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        q6_k: BlockQ6_K, |w, rows, codes, s, m| {
+            let (n, low, two) = (w.len() / PANEL, _mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+            for i in 0..n {
+                let at = |j: usize| place(8 * i + j, 8 * n, LANES);
+                let mut scales = [[0f32; 16]; PANEL];
+                for r in 0..PANEL {
+                    let block = &w[r * n + i];
+                    times(&mut scales[r], block.d, load16(&block.scales));
+                }
+                for first in [0, 4, 8, 12] {
+                    spread(&scales, first, s, |j| 2 * at(j / 2) + j % 2);
+                }
+                for part in 0..4 {
+                    let (h, half) = (part / 2, part % 2);
+                    let a = words(|r| load16(&w[r * n + i].ql[64 * h + 16 * half..]));
+                    ahead(w, rows, 8 * i + 2 * part);
+                    let b = words(|r| load16(&w[r * n + i].ql[64 * h + 32 + 16 * half..]));
+                    ahead(w, rows, 8 * i + 2 * part + 1);
+                    let high = words(|r| load16(&w[r * n + i].qh[32 * h + 16 * half..]));
+                    for c in 0..4 {
+                        for side in 0..2 {
+                            let (a, b, high, at_word) = (a[c][side], b[c][side], high[c][side], 4 * half + c);
+                            let first = _mm256_and_si256(_mm256_slli_epi16::<4>(high), two);
+                            store(&mut codes[at(4 * h)], at_word, side, _mm256_or_si256(_mm256_and_si256(a, low), first));
+                            let second = _mm256_and_si256(_mm256_slli_epi16::<2>(high), two);
+                            store(&mut codes[at(4 * h + 1)], at_word, side, _mm256_or_si256(_mm256_and_si256(b, low), second));
+                            let third = _mm256_and_si256(high, two);
+                            store(&mut codes[at(4 * h + 2)], at_word, side, _mm256_or_si256(shift::<4>(a, low), third));
+                            store(&mut codes[at(4 * h + 3)], at_word, side, _mm256_or_si256(shift::<4>(b, low), shift::<2>(high, two)));
+                        }
+                    }
+                }
+            }
+        };
+        q2_k: BlockQ2_K, |w, rows, codes, s, m| {
+            let n = w.len() / PANEL;
+            for i in 0..n {
+                let at = |j: usize| place(8 * i + j, 8 * n, LANES);
+                let (mut scales, mut minima) = ([[0f32; 16]; PANEL], [[0f32; 16]; PANEL]);
+                for r in 0..PANEL {
+                    let (block, low) = (&w[r * n + i], _mm_set1_epi8(15));
+                    let both = load16(&block.scales);
+                    times(&mut scales[r], block.d, _mm_and_si128(both, low));
+                    times(&mut minima[r], block.dmin, _mm_and_si128(_mm_srli_epi16::<4>(both), low));
+                }
+                for first in [0, 4, 8, 12] {
+                    spread(&scales, first, s, |j| 2 * at(j / 2) + j % 2);
+                    spread(&minima, first, m, |j| 2 * at(j / 2) + j % 2);
+                }
+                for part in 0..4 {
+                    ahead(w, rows, 8 * i + 2 * part);
+                    let columns = words(|r| load16(&w[r * n + i].qs[16 * part..]));
+                    ahead(w, rows, 8 * i + 2 * part + 1);
+                    for c in 0..4 {
+                        for side in 0..2 {
+                            let pairs = pairs(columns[c][side]);
+                            for p in 0..4 {
+                                store(&mut codes[at(4 * (part / 2) + p)], 4 * (part % 2) + c, side, pairs[p]);
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        q3_k: BlockQ3_K, |w, rows, codes, s, m| {
+            let (n, third) = (w.len() / PANEL, _mm256_set1_epi8(4));
+            for i in 0..n {
+                let at = |j: usize| place(8 * i + j, 8 * n, LANES);
+                let mut scales = [[0f32; 16]; PANEL];
+                for r in 0..PANEL {
+                    let block = &w[r * n + i];
+                    times(&mut scales[r], block.d, q3_k_scales(&block.scales));
+                }
+                for first in [0, 4, 8, 12] {
+                    spread(&scales, first, s, |j| 2 * at(j / 2) + j % 2);
+                }
+                for part in 0..4 {
+                    let (h, half) = (part / 2, part % 2);
+                    ahead(w, rows, 8 * i + 2 * part);
+                    let columns = words(|r| load16(&w[r * n + i].qs[16 * part..]));
+                    ahead(w, rows, 8 * i + 2 * part + 1);
+                    let bits = words(|r| load16(&w[r * n + i].hmask[16 * half..]));
+                    for c in 0..4 {
+                        for side in 0..2 {
+                            let pairs = pairs(columns[c][side]);
+                            // Bits 4·h.. of each byte at the place of a third bit, one after another.
+                            let mut bit = bits[c][side];
+                            bit = if h == 0 { _mm256_slli_epi16::<2>(bit) } else { _mm256_srli_epi16::<2>(bit) };
+                            for p in 0..4 {
+                                let code = _mm256_or_si256(pairs[p], _mm256_and_si256(bit, third));
+                                store(&mut codes[at(4 * h + p)], 4 * half + c, side, code);
+                                bit = _mm256_srli_epi16::<1>(bit);
+                            }
+                        }
+                    }
+                }
+            }
+        };
+    }
+
+    /// A block of 32 codes of 16 rows from their nibbles, and from their fifth bits if they have them.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn nibbles<'a>(codes: &mut [u8; PANEL_BLOCK], qs: impl Fn(usize) -> &'a [u8; 16], qh: impl Fn(usize) -> Option<[u8; 4]>) {
+        let low = _mm256_set1_epi8(15);
+        let columns = words(|r| load16(qs(r)));
+        let bits: [[u8; 4]; PANEL] = std::array::from_fn(|r| qh(r).unwrap_or_default());
+        for side in 0..2 {
+            let words = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load16(&bits[8 * side..])), load16(&bits[8 * side + 4..]));
+            for c in 0..4 {
+                let v = columns[c][side];
+                let (mut even, mut odd) = (_mm256_and_si256(v, low), shift::<4>(v, low));
+                if qh(0).is_some() {
+                    even = _mm256_or_si256(even, fifth_bits(words, c));
+                    odd = _mm256_or_si256(odd, fifth_bits(words, 4 + c));
+                }
+                store(codes, c, side, even);
+                store(codes, 4 + c, side, odd);
+            }
+        }
+    }
+
+    /// Sixteen where bits 4·c.. of a row's word are set, four codes each.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn fifth_bits(words: __m256i, c: usize) -> __m256i {
+        let c = c as i32;
+        let of_word = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
+        let bytes = _mm256_shuffle_epi8(words, _mm256_add_epi32(of_word, _mm256_set1_epi32(c / 2 * 0x0101_0101)));
+        let mask = _mm256_set1_epi32(0x0804_0201 << (4 * (c % 2)));
+        _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask), _mm256_set1_epi8(16))
+    }
+
+    /// The four codes of two bits of each byte, the lowest first.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn pairs(v: __m256i) -> [__m256i; 4] {
+        let two = _mm256_set1_epi8(3);
+        [_mm256_and_si256(v, two), shift::<2>(v, two), shift::<4>(v, two), shift::<6>(v, two)]
+    }
+
+    /// Small whole numbers times `d`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn times(to: &mut [f32; 16], d: f16, whole: __m128i) {
+        let (first, second) = (_mm256_cvtepi8_epi32(whole), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(whole)));
+        store_numbers(&mut to[..8], _mm256_mul_ps(wide(d), _mm256_cvtepi32_ps(first)));
+        store_numbers(&mut to[8..], _mm256_mul_ps(wide(d), _mm256_cvtepi32_ps(second)));
+    }
+
+    /// Scales and minima of 16 rows' blocks of eight sub-blocks.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn k_numbers<'a>(
+        of: impl Fn(usize) -> (f16, f16, &'a [u8; 12]),
+        s: &mut [[f32; PANEL]],
+        m: &mut [[f32; PANEL]],
+        at: impl Fn(usize) -> usize,
+    ) {
+        let (mut scales, mut minima) = ([[0f32; 8]; PANEL], [[0f32; 8]; PANEL]);
+        for r in 0..PANEL {
+            let (d, dmin, packed) = of(r);
+            let (scale, min) = k_scales(packed);
+            store_numbers(&mut scales[r], _mm256_mul_ps(wide(d), scale));
+            store_numbers(&mut minima[r], _mm256_mul_ps(wide(dmin), min));
+        }
+        for first in [0, 4] {
+            spread(&scales, first, s, &at);
+            spread(&minima, first, m, &at);
+        }
     }
 }
