@@ -176,7 +176,27 @@ impl Kernels {
 
     #[cfg(target_arch = "x86_64")]
     fn take_avxvnni(&mut self) {
-        use super::x86::gemm::avxvnni as gemm;
+        use super::x86::{dot::avxvnni as dot, gemm::avxvnni as gemm};
+        self.dot_q4_0 = dot::q4_0;
+        self.dot_q4_1 = dot::q4_1;
+        self.dot_q5_0 = dot::q5_0;
+        self.dot_q5_1 = dot::q5_1;
+        self.dot_q8_0 = dot::q8_0;
+        self.dot_q2_k = dot::q2_k;
+        self.dot_q3_k = dot::q3_k;
+        self.dot_q4_k = dot::q4_k;
+        self.dot_q5_k = dot::q5_k;
+        self.dot_q6_k = dot::q6_k;
+        self.fine_q4_0 = dot::fine_q4_0;
+        self.fine_q4_1 = dot::fine_q4_1;
+        self.fine_q5_0 = dot::fine_q5_0;
+        self.fine_q5_1 = dot::fine_q5_1;
+        self.fine_q8_0 = dot::fine_q8_0;
+        self.fine_q2_k = dot::fine_q2_k;
+        self.fine_q3_k = dot::fine_q3_k;
+        self.fine_q4_k = dot::fine_q4_k;
+        self.fine_q5_k = dot::fine_q5_k;
+        self.fine_q6_k = dot::fine_q6_k;
         self.gemm_multiply = gemm::multiply;
     }
 
@@ -187,18 +207,6 @@ impl Kernels {
         self.dot_f32 = dot::f32;
         self.dot_f16 = dot::f16;
         self.dot_bf16 = dot::bf16;
-        self.dot_q4_1 = dot::q4_1;
-        self.dot_q5_0 = dot::q5_0;
-        self.dot_q5_1 = dot::q5_1;
-        self.dot_q2_k = dot::q2_k;
-        self.dot_q3_k = dot::q3_k;
-        self.dot_q5_k = dot::q5_k;
-        self.fine_q4_1 = dot::fine_q4_1;
-        self.fine_q5_0 = dot::fine_q5_0;
-        self.fine_q5_1 = dot::fine_q5_1;
-        self.fine_q2_k = dot::fine_q2_k;
-        self.fine_q3_k = dot::fine_q3_k;
-        self.fine_q5_k = dot::fine_q5_k;
         self.pack_q4_0 = pack::q4_0;
         self.pack_q8_0 = pack::q8_0;
         self.pack_q4_k = pack::q4_k;

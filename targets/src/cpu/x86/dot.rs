@@ -1,35 +1,17 @@
-//! Dot products of one weight row with one activation row: AVX2, AVX-512 and AVX-512 VNNI.
+//! Dot products of one weight row with one activation row: AVX2, AVX-VNNI, AVX-512 and AVX-512 VNNI.
 //!
 //! Siblings of `portable/dot.rs`: integer sums match it exactly, blocks are added in its order, and products and sums
-//! of floats are rounded together. Formats without a kernel of their own here are the portable one compiled for
-//! wider vectors.
+//! of floats are rounded together.
 
 use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
 
-use crate::cpu::portable::dot::{LANES, rest, row, sum, sum_without};
+use crate::cpu::portable::dot::{LANES, rest, sum, sum_without};
 use crate::cpu::portable::unpack::{half, q3_k_scales};
 use crate::cpu::q8::{FineRow, Q8Row};
 use crate::cpu::x86::opaque;
 
 /// How far ahead of the row being read memory is asked for, in bytes.
 const AHEAD: usize = 4096;
-
-/// The portable kernel, compiled for `$features`.
-macro_rules! wide {
-    ($features:literal: $($name:ident, $fine:ident: $block:ty;)*) => {$(
-        /// See [`crate::cpu::portable::dot`].
-        #[target_feature(enable = $features)]
-        pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
-            row::<$block, true, false>(w, [x, x])
-        }
-
-        /// See [`crate::cpu::portable::dot`].
-        #[target_feature(enable = $features)]
-        pub fn $fine(w: &[$block], x: FineRow<'_>) -> f32 {
-            row::<$block, true, true>(w, x)
-        }
-    )*};
-}
 
 /// A format's products with activations in 8 and in 16 bits, from one function over both.
 macro_rules! coarse_and_fine {
@@ -109,14 +91,265 @@ fn brain_bits<const N: usize>(w: &[::half::bf16; N]) -> &[u16; N] {
     bytemuck::cast_ref(w)
 }
 
+/// The formats with blocks of 32 nibbles on 256-bit vectors, from the module's `products`: `$codes` makes a block's
+/// codes, `$offset` is what is taken off them, and `$min` says whether blocks have a minimum `m`.
+macro_rules! short_dots {
+    ($features:literal: $($rows:ident: $block:ty, |$b:ident| $codes:expr, offset $offset:literal $(, min $m:ident)?;)*) => {$(
+        #[inline]
+        #[target_feature(enable = $features)]
+        #[allow(unused_mut)] // for formats without minima
+        fn $rows<const FINE: bool>(w: &[$block], x: FineRow<'_>) -> f32 {
+            let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            let (chunks, _) = w.as_chunks::<8>();
+            let pieces = Pieces::of(x, chunks.len());
+            for (i, w) in chunks.iter().enumerate() {
+                prefetch(w, 3);
+                let (qs, d, x_sums) = pieces.at(i);
+                let mut dots = [_mm256_setzero_si256(); 8];
+                for (j, $b) in w.iter().enumerate() {
+                    dots[j] = products::<FINE>($codes, qs, 32 * j);
+                }
+                let dots = if FINE { eights::<0>(dots) } else { eights::<2>(dots) };
+                let x_sums = block_sums::<FINE>(x_sums);
+                let dots = _mm256_sub_epi32(dots, _mm256_mullo_epi32(x_sums, _mm256_set1_epi32($offset)));
+                let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
+                let d = float8(d);
+                acc = _mm256_fmadd_ps(block, d, acc);
+                // What is stored is added, and what a minimum takes off is the opposite.
+                $(min = _mm256_fnmadd_ps(scales(w.each_ref().map(|w| w.$m)), _mm256_mul_ps(d, _mm256_cvtepi32_ps(x_sums)), min);)?
+            }
+            let (mut acc, mut min) = (lanes(acc), lanes(min));
+            rest::<$block, true, FINE>(w, x, chunks.len() * 8, &mut acc, &mut min);
+            sum_without(&acc, &min)
+        }
+    )*};
+}
+
+/// The products of all formats on 256-bit vectors, from the module's `products` and `signed_products`.
+macro_rules! dots {
+    ($features:literal) => {
+        coarse_and_fine! {
+            $features:
+            q4_0, fine_q4_0: q4_0_rows, BlockQ4_0;
+            q4_1, fine_q4_1: q4_1_rows, BlockQ4_1;
+            q5_0, fine_q5_0: q5_0_rows, BlockQ5_0;
+            q5_1, fine_q5_1: q5_1_rows, BlockQ5_1;
+            q8_0, fine_q8_0: q8_0_rows, BlockQ8_0;
+            q2_k, fine_q2_k: q2_k_rows, BlockQ2_K;
+            q3_k, fine_q3_k: q3_k_rows, BlockQ3_K;
+            q4_k, fine_q4_k: q4_k_rows, BlockQ4_K;
+            q5_k, fine_q5_k: q5_k_rows, BlockQ5_K;
+            q6_k, fine_q6_k: q6_k_rows, BlockQ6_K;
+        }
+
+        short_dots! {
+            $features:
+            q4_0_rows: BlockQ4_0, |b| nibbles(&b.qs), offset 8;
+            q4_1_rows: BlockQ4_1, |b| nibbles(&b.qs), offset 0, min m;
+            q5_0_rows: BlockQ5_0, |b| five_bits(&b.qs, b.qh), offset 16;
+            q5_1_rows: BlockQ5_1, |b| five_bits(&b.qs, b.qh), offset 0, min m;
+        }
+
+        /// Σ over blocks of `w.d · x.d · Σ w.q · x.q`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn q8_0_rows<const FINE: bool>(w: &[BlockQ8_0], x: FineRow<'_>) -> f32 {
+            let mut acc = _mm256_setzero_ps();
+            let (chunks, _) = w.as_chunks::<8>();
+            let pieces = Pieces::of(x, chunks.len());
+            for (i, w) in chunks.iter().enumerate() {
+                prefetch(w, 5);
+                let (qs, d, _) = pieces.at(i);
+                let mut dots = [_mm256_setzero_si256(); 8];
+                for b in 0..8 {
+                    dots[b] = signed_products::<FINE>(load32(&w[b].qs), qs, 32 * b);
+                }
+                let block = _mm256_mul_ps(_mm256_cvtepi32_ps(eights::<0>(dots)), scales(w.each_ref().map(|w| w.d)));
+                acc = _mm256_fmadd_ps(block, float8(d), acc);
+            }
+            let mut lanes = lanes(acc);
+            rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
+            sum(&lanes)
+        }
+
+        /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
+            let low = _mm256_set1_epi8(15);
+            let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            let pieces = Pieces::of(x, w.len());
+            for (i, w) in w.iter().enumerate() {
+                prefetch(w, 3);
+                let (qs, d, x_sums) = pieces.at(i);
+                let mut dots = [_mm256_setzero_si256(); 8];
+                for p in 0..4 {
+                    let q = load32(&w.qs[32 * p..]);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
+                    dots[2 * p] = products::<FINE>(_mm256_and_si256(q, low), qs, 64 * p);
+                    dots[2 * p + 1] = products::<FINE>(high, qs, 64 * p + 32);
+                }
+                let dots = if FINE { eights::<0>(dots) } else { eights::<2>(dots) };
+                (acc, min) = k_block(w.d, w.dmin, &w.scales, dots, d, block_sums::<FINE>(x_sums), acc, min);
+            }
+            sum_without(&lanes(acc), &lanes(min))
+        }
+
+        /// As `q4_k_rows`, with a fifth bit per code.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn q5_k_rows<const FINE: bool>(w: &[BlockQ5_K], x: FineRow<'_>) -> f32 {
+            let (low, fifth) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
+            let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            let pieces = Pieces::of(x, w.len());
+            for (i, w) in w.iter().enumerate() {
+                prefetch(w, 3);
+                let (qs, d, x_sums) = pieces.at(i);
+                let mut dots = [_mm256_setzero_si256(); 8];
+                let mut top = load32(&w.qh);
+                for p in 0..4 {
+                    let q = load32(&w.qs[32 * p..]);
+                    let even = _mm256_and_si256(_mm256_slli_epi16::<4>(top), fifth);
+                    let odd = _mm256_and_si256(_mm256_slli_epi16::<3>(top), fifth);
+                    // The next two bits; what comes from other bytes is masked out.
+                    top = _mm256_srli_epi16::<2>(top);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
+                    dots[2 * p] = products::<FINE>(_mm256_or_si256(_mm256_and_si256(q, low), even), qs, 64 * p);
+                    dots[2 * p + 1] = products::<FINE>(_mm256_or_si256(high, odd), qs, 64 * p + 32);
+                }
+                let dots = if FINE { eights::<0>(dots) } else { eights::<2>(dots) };
+                (acc, min) = k_block(w.d, w.dmin, &w.scales, dots, d, block_sums::<FINE>(x_sums), acc, min);
+            }
+            sum_without(&lanes(acc), &lanes(min))
+        }
+
+        /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn q6_k_rows<const FINE: bool>(w: &[BlockQ6_K], x: FineRow<'_>) -> f32 {
+            let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+            let mut acc = _mm256_setzero_ps();
+            let pieces = Pieces::of(x, w.len());
+            for (i, w) in w.iter().enumerate() {
+                prefetch(w, 4);
+                let (qs, d, x_sums) = pieces.at(i);
+                // Each vector: four partial sums of an even sub-block, four of an odd one.
+                let mut dots = [_mm256_setzero_si256(); 8];
+                for h in 0..2 {
+                    let (a, b, top) = (load32(&w.ql[64 * h..]), load32(&w.ql[64 * h + 32..]), load32(&w.qh[32 * h..]));
+                    let (a_high, b_high) = (_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b));
+                    let q = [
+                        _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16::<4>(top), two)),
+                        _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16::<2>(top), two)),
+                        _mm256_or_si256(_mm256_and_si256(a_high, low), _mm256_and_si256(top, two)),
+                        _mm256_or_si256(_mm256_and_si256(b_high, low), _mm256_and_si256(_mm256_srli_epi16::<2>(top), two)),
+                    ];
+                    for j in 0..4 {
+                        dots[4 * h + j] = products::<FINE>(q[j], qs, 128 * h + 32 * j);
+                    }
+                }
+                let (even, odd) = if FINE { sixteens::<0>(dots) } else { sixteens::<1>(dots) };
+                let (x_even, x_odd) = half_sums::<FINE>(x_sums);
+                let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
+                let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
+                let s = sixteen_scales(w.d, load16(&w.scales));
+                let block = _mm256_fmadd_ps(odd, s.1, _mm256_mul_ps(even, s.0));
+                acc = _mm256_fmadd_ps(block, float8(d), acc);
+            }
+            sum(&lanes(acc))
+        }
+
+        /// Σ over sub-blocks of 16 of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn q2_k_rows<const FINE: bool>(w: &[BlockQ2_K], x: FineRow<'_>) -> f32 {
+            let (two, low) = (_mm256_set1_epi8(3), _mm_set1_epi8(15));
+            let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            let pieces = Pieces::of(x, w.len());
+            for (i, w) in w.iter().enumerate() {
+                prefetch(w, 2);
+                let (qs, d, x_sums) = pieces.at(i);
+                let mut dots = [_mm256_setzero_si256(); 8];
+                for h in 0..2 {
+                    let mut q = load32(&w.qs[32 * h..]);
+                    for p in 0..4 {
+                        dots[4 * h + p] = products::<FINE>(_mm256_and_si256(q, two), qs, 128 * h + 32 * p);
+                        q = _mm256_srli_epi16::<2>(q);
+                    }
+                }
+                let (even, odd) = if FINE { sixteens::<0>(dots) } else { sixteens::<2>(dots) };
+                let (x_even, x_odd) = half_sums::<FINE>(x_sums);
+                let both = load16(&w.scales);
+                let s = sixteen_scales(w.d, _mm_and_si128(both, low));
+                let m = sixteen_scales(w.dmin, _mm_and_si128(_mm_srli_epi16::<4>(both), low));
+                let block = _mm256_mul_ps(_mm256_cvtepi32_ps(even), s.0);
+                let block = _mm256_fmadd_ps(_mm256_cvtepi32_ps(odd), s.1, block);
+                let d = float8(d);
+                acc = _mm256_fmadd_ps(block, d, acc);
+                min = _mm256_fmadd_ps(m.0, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x_even)), min);
+                min = _mm256_fmadd_ps(m.1, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x_odd)), min);
+            }
+            sum_without(&lanes(acc), &lanes(min))
+        }
+
+        /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 4) · x.q`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn q3_k_rows<const FINE: bool>(w: &[BlockQ3_K], x: FineRow<'_>) -> f32 {
+            let (two, one) = (_mm256_set1_epi8(3), _mm256_set1_epi8(1));
+            let mut acc = _mm256_setzero_ps();
+            let pieces = Pieces::of(x, w.len());
+            for (i, w) in w.iter().enumerate() {
+                prefetch(w, 2);
+                let (qs, d, x_sums) = pieces.at(i);
+                let mut dots = [_mm256_setzero_si256(); 8];
+                let mut top = load32(&w.hmask);
+                for h in 0..2 {
+                    let mut q = load32(&w.qs[32 * h..]);
+                    for p in 0..4 {
+                        let third = _mm256_slli_epi16::<2>(_mm256_and_si256(top, one));
+                        let code = _mm256_or_si256(_mm256_and_si256(q, two), third);
+                        dots[4 * h + p] = products::<FINE>(code, qs, 128 * h + 32 * p);
+                        (q, top) = (_mm256_srli_epi16::<2>(q), _mm256_srli_epi16::<1>(top));
+                    }
+                }
+                let (even, odd) = if FINE { sixteens::<0>(dots) } else { sixteens::<2>(dots) };
+                let (x_even, x_odd) = half_sums::<FINE>(x_sums);
+                let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<2>(x_even)));
+                let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<2>(x_odd)));
+                let s = sixteen_scales(w.d, q3_k_scales(&w.scales));
+                let block = _mm256_fmadd_ps(odd, s.1, _mm256_mul_ps(even, s.0));
+                acc = _mm256_fmadd_ps(block, float8(d), acc);
+            }
+            sum(&lanes(acc))
+        }
+
+        /// The float part of a `Q4_K` or `Q5_K` block: new sums and what minima take off.
+        #[inline]
+        #[target_feature(enable = $features)]
+        #[allow(clippy::too_many_arguments)] // one step of two loops
+        fn k_block(
+            d: ::half::f16,
+            dmin: ::half::f16,
+            scales: &[u8; 12],
+            dots: __m256i,
+            x_d: &[f32; 8],
+            x_sums: __m256i,
+            acc: __m256,
+            min: __m256,
+        ) -> (__m256, __m256) {
+            let (s, m) = k_scales(scales);
+            let (s, m, x_d) = (_mm256_mul_ps(wide(d), s), _mm256_mul_ps(wide(dmin), m), float8(x_d));
+            let acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), s), x_d, acc);
+            (acc, _mm256_fmadd_ps(m, _mm256_mul_ps(x_d, _mm256_cvtepi32_ps(x_sums)), min))
+        }
+    };
+}
+
 pub mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-
-    wide!("avx2,fma,f16c":
-        q4_1, fine_q4_1: BlockQ4_1; q5_0, fine_q5_0: BlockQ5_0; q5_1, fine_q5_1: BlockQ5_1; q2_k, fine_q2_k: BlockQ2_K; q3_k, fine_q3_k: BlockQ3_K; q5_k, fine_q5_k: BlockQ5_K;
-    );
 
     floats!("avx2,fma,f16c", avx2:
         f32: f32, load, |w: f32| w;
@@ -125,39 +358,34 @@ pub mod avx2 {
             |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
     );
 
-    /// 32 bytes from `p` on.
-    ///
-    /// # Safety
-    /// They can be read.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load32<T>(p: &[T]) -> __m256i {
-        debug_assert!(size_of_val(p) >= 32);
-        // SAFETY: the caller says that the 32 bytes are there; `loadu` asks for no alignment.
-        unsafe { _mm256_loadu_si256(p.as_ptr().cast()) }
+    pub(super) fn load32<T>(x: &[T]) -> __m256i {
+        assert!(size_of_val(x) >= 32);
+        // SAFETY: the slice holds the 32 bytes read here, as asserted; `loadu` asks for no alignment.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
 
-    /// The sums of the eight numbers of each of eight vectors, in order.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn sums(p: [__m256i; 8]) -> __m256i {
-        let low = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-        let high = _mm256_hadd_epi32(_mm256_hadd_epi32(p[4], p[5]), _mm256_hadd_epi32(p[6], p[7]));
-        _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+    pub(super) fn load16<T>(x: &[T]) -> __m128i {
+        assert!(size_of_val(x) >= 16);
+        // SAFETY: the slice holds the 16 bytes read here, as asserted; `loadu` asks for no alignment.
+        unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
     }
 
-    /// Eight half-precision scales.
+    /// Eight half-precision scales, gathered in general registers.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn scales(d: [::half::f16; 8]) -> __m256 {
-        let d = d.map(|d| d.to_bits() as i16);
-        _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]))
+    pub(super) fn scales(d: [::half::f16; 8]) -> __m256 {
+        let four = |i: usize| opaque((0..4).fold(0u64, |all, j| all | u64::from(d[i + j].to_bits()) << (16 * j))) as i64;
+        _mm256_cvtph_ps(_mm_set_epi64x(four(4), four(0)))
     }
 
     /// The eight lanes.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn lanes(v: __m256) -> [f32; LANES] {
+    pub(super) fn lanes(v: __m256) -> [f32; LANES] {
         let mut out = [0f32; LANES];
         // SAFETY: the array holds the 8 numbers written here.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) };
@@ -167,9 +395,8 @@ pub mod avx2 {
     /// Sums of the activations of eight blocks, from `x[16]` of sixteen columns.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn block_sums<const FINE: bool>(x: [&[i16; 16]; 2]) -> __m256i {
-        // SAFETY: the array holds the 32 bytes read here.
-        let sums = |x: &[i16; 16]| _mm256_madd_epi16(unsafe { load32(x) }, _mm256_set1_epi16(1));
+    pub(super) fn block_sums<const FINE: bool>(x: [&[i16; 16]; 2]) -> __m256i {
+        let sums = |x: &[i16; 16]| _mm256_madd_epi16(load32(x), _mm256_set1_epi16(1));
         if FINE { _mm256_add_epi32(_mm256_slli_epi32::<8>(sums(x[0])), sums(x[1])) } else { sums(x[0]) }
     }
 
@@ -178,8 +405,7 @@ pub mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn half_sums<const FINE: bool>(x: [&[i16; 16]; 2]) -> (__m256i, __m256i) {
         let sums = |x: &[i16; 16]| {
-            // SAFETY: the array holds the 32 bytes read here.
-            let x = unsafe { load32(x) };
+            let x = load32(x);
             (_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)), _mm256_srai_epi32::<16>(x))
         };
         let (even, odd) = sums(x[0]);
@@ -190,92 +416,41 @@ pub mod avx2 {
         (_mm256_add_epi32(_mm256_slli_epi32::<8>(even), low_even), _mm256_add_epi32(_mm256_slli_epi32::<8>(odd), low_odd))
     }
 
-    /// Products of 32 codes up to 63 with the activations from `at` on, added up by fours.
+    /// Products of 32 codes with the activations from `at` on, added up by fours.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn products<const FINE: bool>(q: __m256i, x: [&[i8; 256]; 2], at: usize) -> __m256i {
-        let products = |x: &[i8; 256]| {
-            let x = &x[at..at + 32];
-            // SAFETY: the slice holds the 32 bytes read here.
-            _mm256_madd_epi16(_mm256_maddubs_epi16(q, unsafe { load32(x) }), _mm256_set1_epi16(1))
-        };
-        if FINE { _mm256_add_epi32(_mm256_slli_epi32::<8>(products(x[0])), products(x[1])) } else { products(x[0]) }
+        let ones = _mm256_set1_epi16(1);
+        // Codes are at most 63, so that two products add up in 16 bits.
+        let high = _mm256_madd_epi16(_mm256_maddubs_epi16(q, load32(&x[0][at..])), ones);
+        if !FINE {
+            return high;
+        }
+        let low = _mm256_madd_epi16(_mm256_maddubs_epi16(q, load32(&x[1][at..])), ones);
+        _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low)
     }
+
+    /// The same for codes with signs.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn signed_products<const FINE: bool>(q: __m256i, x: [&[i8; 256]; 2], at: usize) -> __m256i {
+        let (ones, size) = (_mm256_set1_epi16(1), _mm256_abs_epi8(q));
+        // |q| is at most 128 and |x| at most 127, so that two products add up in 16 bits.
+        let high = _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(load32(&x[0][at..]), q)), ones);
+        if !FINE {
+            return high;
+        }
+        let low = _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(load32(&x[1][at..]), q)), ones);
+        _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low)
+    }
+
+    dots!("avx2,fma,f16c");
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn float8(x: &[f32; 8]) -> __m256 {
+    pub(super) fn float8(x: &[f32; 8]) -> __m256 {
         // SAFETY: the array holds the 8 numbers read here.
         unsafe { _mm256_loadu_ps(x.as_ptr()) }
-    }
-
-    coarse_and_fine! {
-        "avx2,fma,f16c":
-        q8_0, fine_q8_0: q8_0_rows, BlockQ8_0;
-        q4_0, fine_q4_0: q4_0_rows, BlockQ4_0;
-        q4_k, fine_q4_k: q4_k_rows, BlockQ4_K;
-        q6_k, fine_q6_k: q6_k_rows, BlockQ6_K;
-    }
-
-    /// Σ over blocks of `w.d · x.d · Σ w.q · x.q`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn q8_0_rows<const FINE: bool>(w: &[BlockQ8_0], x: FineRow<'_>) -> f32 {
-        let ones = _mm256_set1_epi16(1);
-        let mut acc = _mm256_setzero_ps();
-        let (chunks, _) = w.as_chunks::<8>();
-        let pieces = Pieces::of(x, chunks.len());
-        for (i, w) in chunks.iter().enumerate() {
-            prefetch(w, 5);
-            let (qs, d, _) = pieces.at(i);
-            let mut dots = [_mm256_setzero_si256(); 8];
-            for b in 0..8 {
-                // SAFETY: a block has 32 codes.
-                let q = unsafe { load32(&w[b].qs) };
-                let products = |x: &[i8; 256]| {
-                    // SAFETY: `x` has 32 codes for each of eight blocks.
-                    let x = unsafe { load32(&x[32 * b..]) };
-                    // |q| is at most 128 and |x| at most 127, so two products add up in 16 bits.
-                    _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)), ones)
-                };
-                dots[b] = products(qs[0]);
-                if FINE {
-                    dots[b] = _mm256_add_epi32(_mm256_slli_epi32::<8>(dots[b]), products(qs[1]));
-                }
-            }
-            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), scales(w.each_ref().map(|w| w.d)));
-            acc = _mm256_fmadd_ps(block, float8(d), acc);
-        }
-        let mut lanes = lanes(acc);
-        rest::<BlockQ8_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
-        sum(&lanes)
-    }
-
-    /// Σ over blocks of `w.d · x.d · Σ (w.q − 8) · x.q`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn q4_0_rows<const FINE: bool>(w: &[BlockQ4_0], x: FineRow<'_>) -> f32 {
-        let mut acc = _mm256_setzero_ps();
-        let (chunks, _) = w.as_chunks::<8>();
-        let pieces = Pieces::of(x, chunks.len());
-        for (i, w) in chunks.iter().enumerate() {
-            prefetch(w, 3);
-            let (qs, d, x_sums) = pieces.at(i);
-            let mut dots = [_mm256_setzero_si256(); 8];
-            for b in 0..8 {
-                // SAFETY: a block has 16 bytes of codes.
-                let q = unsafe { _mm_loadu_si128(w[b].qs.as_ptr().cast()) };
-                let q = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(q), _mm_srli_epi16::<4>(q));
-                let q = _mm256_and_si256(q, _mm256_set1_epi8(15));
-                dots[b] = products::<FINE>(q, qs, 32 * b);
-            }
-            let dots = _mm256_sub_epi32(sums(dots), _mm256_slli_epi32::<3>(block_sums::<FINE>(x_sums)));
-            let block = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scales(w.each_ref().map(|w| w.d)));
-            acc = _mm256_fmadd_ps(block, float8(d), acc);
-        }
-        let mut lanes = lanes(acc);
-        rest::<BlockQ4_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
-        sum(&lanes)
     }
 
     /// A half-precision number, eight times.
@@ -311,76 +486,63 @@ pub mod avx2 {
         _mm_sub_epi8(_mm_set_epi64x(eight(low >> 4, top >> 4), eight(low, top)), _mm_set1_epi8(32))
     }
 
-    /// Σ over sub-blocks of `x.d · (d · s · Σ w.q · x.q − dmin · m · Σ x.q)`.
+    /// 16 scales times `d`: even ones, then odd ones.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
-        let low = _mm256_set1_epi8(15);
-        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-        let pieces = Pieces::of(x, w.len());
-        for (i, w) in w.iter().enumerate() {
-            prefetch(w, 3);
-            let (qs, d, x_sums) = pieces.at(i);
-            let mut dots = [_mm256_setzero_si256(); 8];
-            for p in 0..4 {
-                // SAFETY: a block has four times 32 bytes of codes.
-                let q = unsafe { load32(&w.qs[32 * p..]) };
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
-                dots[2 * p] = products::<FINE>(_mm256_and_si256(q, low), qs, 64 * p);
-                dots[2 * p + 1] = products::<FINE>(high, qs, 64 * p + 32);
-            }
-            let (s, m) = k_scales(&w.scales);
-            let s = _mm256_mul_ps(wide(w.d), s);
-            let m = _mm256_mul_ps(wide(w.dmin), m);
-            let d = float8(d);
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums(dots)), s), d, acc);
-            min = _mm256_fmadd_ps(m, _mm256_mul_ps(d, _mm256_cvtepi32_ps(block_sums::<FINE>(x_sums))), min);
-        }
-        sum_without(&lanes(acc), &lanes(min))
+    pub(super) fn sixteen_scales(d: ::half::f16, s: __m128i) -> (__m256, __m256) {
+        let (s, d) = (_mm256_cvtepi8_epi16(s), wide(d));
+        let even = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(s)));
+        (_mm256_mul_ps(d, even), _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(s))))
     }
 
-    /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.
+    /// 32 codes from 16 bytes: low nibbles, then high nibbles.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn q6_k_rows<const FINE: bool>(w: &[BlockQ6_K], x: FineRow<'_>) -> f32 {
-        let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
-        let mut acc = _mm256_setzero_ps();
-        let pieces = Pieces::of(x, w.len());
-        for (i, w) in w.iter().enumerate() {
-            prefetch(w, 4);
-            let (qs, d, x_sums) = pieces.at(i);
-            // Each vector: four partial sums of an even sub-block, four of an odd one.
-            let mut dots = [_mm256_setzero_si256(); 8];
-            for h in 0..2 {
-                // SAFETY: halves of a block have 64 and 32 bytes of codes.
-                let (a, b, top) = unsafe { (load32(&w.ql[64 * h..]), load32(&w.ql[64 * h + 32..]), load32(&w.qh[32 * h..])) };
-                let q = [
-                    _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16::<4>(top), two)),
-                    _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16::<2>(top), two)),
-                    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(a), low), _mm256_and_si256(top, two)),
-                    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(b), low), _mm256_and_si256(_mm256_srli_epi16::<2>(top), two)),
-                ];
-                for (j, q) in q.into_iter().enumerate() {
-                    dots[4 * h + j] = products::<FINE>(q, qs, 128 * h + 32 * j);
-                }
-            }
-            // Per half of the vectors: sums of blocks 0..4 and 4..8; low halves belong to even sub-blocks.
-            let first = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[0], dots[1]), _mm256_hadd_epi32(dots[2], dots[3]));
-            let second = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[4], dots[5]), _mm256_hadd_epi32(dots[6], dots[7]));
-            let even = _mm256_permute2x128_si256::<0x20>(first, second);
-            let odd = _mm256_permute2x128_si256::<0x31>(first, second);
-            let (x_even, x_odd) = half_sums::<FINE>(x_sums);
-            let even = _mm256_cvtepi32_ps(_mm256_sub_epi32(even, _mm256_slli_epi32::<5>(x_even)));
-            let odd = _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, _mm256_slli_epi32::<5>(x_odd)));
-            // SAFETY: a block has 16 scales.
-            let s = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(w.scales.as_ptr().cast()) });
-            let unit = wide(w.d);
-            let s_even = _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(s))));
-            let s_odd = _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(s)));
-            let block = _mm256_fmadd_ps(odd, s_odd, _mm256_mul_ps(even, s_even));
-            acc = _mm256_fmadd_ps(block, float8(d), acc);
+    pub(super) fn nibbles(qs: &[u8; 16]) -> __m256i {
+        let q = load16(qs);
+        let q = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(q), _mm_srli_epi16::<4>(q));
+        _mm256_and_si256(q, _mm256_set1_epi8(15))
+    }
+
+    /// As [`nibbles`], with a fifth bit per code.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn five_bits(qs: &[u8; 16], top: [u8; 4]) -> __m256i {
+        let byte = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let alone = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let top = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(top)), byte);
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(top, alone), alone);
+        _mm256_or_si256(nibbles(qs), _mm256_and_si256(set, _mm256_set1_epi8(16)))
+    }
+
+    /// The sums of the fours of each half of four vectors: in each half of the result, one number per vector. `STEPS` says
+    /// whether sums of four (1) and of eight (2) fit into 16 bits, which is quicker.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn fours<const STEPS: usize>(v: [__m256i; 4]) -> __m256i {
+        let ones = _mm256_set1_epi16(1);
+        if STEPS == 0 {
+            return _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
         }
-        sum(&lanes(acc))
+        let ab = _mm256_madd_epi16(_mm256_packs_epi32(v[0], v[1]), ones);
+        let cd = _mm256_madd_epi16(_mm256_packs_epi32(v[2], v[3]), ones);
+        if STEPS == 1 { _mm256_hadd_epi32(ab, cd) } else { _mm256_madd_epi16(_mm256_packs_epi32(ab, cd), ones) }
+    }
+
+    /// The sums of the fours of eight vectors, that is of 16 sub-blocks of 16: even ones, then odd ones.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn sixteens<const STEPS: usize>(v: [__m256i; 8]) -> (__m256i, __m256i) {
+        let (first, second) = (fours::<STEPS>([v[0], v[1], v[2], v[3]]), fours::<STEPS>([v[4], v[5], v[6], v[7]]));
+        (_mm256_permute2x128_si256::<0x20>(first, second), _mm256_permute2x128_si256::<0x31>(first, second))
+    }
+
+    /// The sums of the eight numbers of each of eight vectors, in order.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn eights<const STEPS: usize>(v: [__m256i; 8]) -> __m256i {
+        let (low, high) = sixteens::<STEPS>(v);
+        _mm256_add_epi32(low, high)
     }
 
     /// Asks for `lines` cache lines some way ahead of `at`.
@@ -395,12 +557,40 @@ pub mod avx2 {
     }
 }
 
-pub mod avx512 {
+pub mod avxvnni {
+    use std::arch::x86_64::*;
+
+    use super::avx2::{
+        block_sums, eights, five_bits, float8, half_sums, k_scales, lanes, load16, load32, nibbles, prefetch, q3_k_scales, scales,
+        sixteen_scales, sixteens, wide,
+    };
     use super::*;
 
-    wide!("avx512f,avx512bw,avx512vl,avx512dq":
-        q4_1, fine_q4_1: BlockQ4_1; q5_0, fine_q5_0: BlockQ5_0; q5_1, fine_q5_1: BlockQ5_1; q2_k, fine_q2_k: BlockQ2_K; q3_k, fine_q3_k: BlockQ3_K; q5_k, fine_q5_k: BlockQ5_K;
-    );
+    /// Products of 32 codes with the activations from `at` on, added up by fours.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    fn products<const FINE: bool>(q: __m256i, x: [&[i8; 256]; 2], at: usize) -> __m256i {
+        let dots = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), q, load32(&x[0][at..]));
+        if FINE { _mm256_dpbusd_avx_epi32(_mm256_slli_epi32::<8>(dots), q, load32(&x[1][at..])) } else { dots }
+    }
+
+    /// The same for codes with signs.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    fn signed_products<const FINE: bool>(q: __m256i, x: [&[i8; 256]; 2], at: usize) -> __m256i {
+        let size = _mm256_abs_epi8(q);
+        let dots = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), size, _mm256_sign_epi8(load32(&x[0][at..]), q));
+        if !FINE {
+            return dots;
+        }
+        _mm256_dpbusd_avx_epi32(_mm256_slli_epi32::<8>(dots), size, _mm256_sign_epi8(load32(&x[1][at..]), q))
+    }
+
+    dots!("avx2,fma,f16c,avxvnni");
+}
+
+pub mod avx512 {
+    use super::*;
 
     floats!("avx512f,avx512bw,avx512vl,avx512dq", avx512:
         f32: f32, load, |w: f32| w;

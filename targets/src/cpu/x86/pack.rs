@@ -247,6 +247,7 @@ pub mod avx2 {
     use crate::cpu::x86::dot::avx2::{k_scales, q3_k_scales, wide};
     use crate::cpu::x86::gemm::ahead;
     use crate::cpu::x86::gemm::avx2::transpose;
+    use crate::cpu::x86::opaque;
 
     /// 16 bytes from the start of `x`.
     #[inline]
@@ -300,9 +301,10 @@ pub mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn halves(to: &mut [f32; PANEL], sign: u16, of: impl Fn(usize) -> f16) {
-        let bits: [u16; PANEL] = std::array::from_fn(|r| of(r).to_bits() ^ sign);
-        store_numbers(&mut to[..8], _mm256_cvtph_ps(load16(&bits[..8])));
-        store_numbers(&mut to[8..], _mm256_cvtph_ps(load16(&bits[8..])));
+        let sign = u64::from(sign) * 0x0001_0001_0001_0001;
+        let four = |q: usize| opaque((0..4).fold(0u64, |all, i| all | u64::from(of(4 * q + i).to_bits()) << (16 * i)) ^ sign) as i64;
+        store_numbers(&mut to[..8], _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0))));
+        store_numbers(&mut to[8..], _mm256_cvtph_ps(_mm_set_epi64x(four(3), four(2))));
     }
 
     /// Four numbers of each of 16 rows: number `j` of all rows to `to(j)`.
