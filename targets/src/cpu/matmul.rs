@@ -108,7 +108,7 @@ pub(super) struct Scratch {
 /// A layer's input as its kernels take it.
 pub(super) struct Activations {
     /// In 8 bits.
-    pub(super) q8: Q8Rows,
+    q8: Q8Rows,
     /// In 8 bits for batches, see [`Batch`].
     pub(super) qs: Aligned<i8>,
     pub(super) d: Aligned<f32>,
@@ -455,8 +455,7 @@ impl CpuTarget {
         }
         let panels = weight_rows.div_ceil(PANEL);
         // Pairs, which make a block of activations.
-        let pairs = panels.div_ceil(2);
-        self.pool.run_by(pairs, (strip / 2).min(pairs.div_ceil(workers.len())), &|thread, mine| {
+        self.pool.run_by(panels.div_ceil(2), grain(panels, strip, workers.len()) / 2, &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { sums, codes, s, m, .. } = &mut *worker;
             let mine = 2 * mine.start..(2 * mine.end).min(panels);
@@ -637,7 +636,7 @@ impl CpuTarget {
     }
 
     /// Rows of activations in 8 bits, `terms` of them (1 or 2) one after another for each row of `x`.
-    pub(super) fn quantize(&self, x: Rows<'_>, terms: usize, q8: &mut Q8Rows) -> Result<()> {
+    fn quantize(&self, x: Rows<'_>, terms: usize, q8: &mut Q8Rows) -> Result<()> {
         let (rows, k) = (x.count, x.width);
         q8.shape(rows * terms, k)?;
         let (qs, d, sums) = q8.arrays_mut();
@@ -678,7 +677,7 @@ fn panels_of_strip(bytes: usize) -> usize {
     (PANEL_BYTES / bytes).clamp(2, PANELS_MOST) / 2 * 2
 }
 
-/// Panels that a thread takes at a time: a strip of them, but not more than its share.
+/// Panels that a thread takes at a time, an even number: a strip of them, but not more than its share.
 fn grain(panels: usize, strip: usize, threads: usize) -> usize {
     strip.min(panels.div_ceil(threads).next_multiple_of(2))
 }
