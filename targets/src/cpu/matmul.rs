@@ -93,8 +93,8 @@ const STRIP: usize = 64;
 const PANEL_BYTES: usize = 512 << 10;
 /// Panels of unpacked weights that a thread works on, at most.
 const PANELS_MOST: usize = 16;
-/// Activation rows that a strip of panels is multiplied with between finishes: whole tiles of five rows and of six.
-const TILE: usize = 30;
+/// Activation rows that a strip of panels is multiplied with between finishes, at most.
+const TILE: usize = 36;
 
 /// What linear layers need beside their operands; made once, grown when a larger layer comes.
 pub(super) struct Scratch {
@@ -454,8 +454,10 @@ impl CpuTarget {
             worker.sums.at_least(TILE * panels * PANEL, "results of a linear layer")?;
         }
         let panels = weight_rows.div_ceil(PANEL);
+        // As even as they can be: kernels need some rows to have enough to do at the same time.
+        let tile = x.rows.div_ceil(x.rows.div_ceil(TILE)).next_multiple_of(if kind.sixteen { 5 } else { 1 }).min(TILE);
         // Pairs, which make a block of activations.
-        self.pool.run_by(panels.div_ceil(2), grain(panels, strip, workers.len()) / 2, &|thread, mine| {
+        self.pool.run_evenly(panels.div_ceil(2), strip / 2, &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { sums, codes, s, m, .. } = &mut *worker;
             let mine = 2 * mine.start..(2 * mine.end).min(panels);
@@ -471,8 +473,8 @@ impl CpuTarget {
                     self.kernels.pack(tensor.ty(), bytes, mine.len(), blocks, codes, s, m);
                 }
                 let panels = Panels { codes, s, m, blocks, count: count * halves.len(), kind };
-                for row in (0..x.rows).step_by(TILE) {
-                    let tile = TILE.min(x.rows - row);
+                for row in (0..x.rows).step_by(tile) {
+                    let tile = tile.min(x.rows - row);
                     let (qs, aux) = (&x.qs[row * row_len..], &x.aux[row * blocks * kind.groups()..]);
                     let x = Batch { qs, d: &x.d[row * blocks..], aux, rows: tile, ..x };
                     self.kernels.multiply(x, panels, sums, panels.count * PANEL);
@@ -505,7 +507,7 @@ impl CpuTarget {
             worker.sums.at_least(TILE * strip * PANEL, "results of a linear layer")?;
         }
         let panels = tensor.rows().div_ceil(PANEL);
-        self.pool.run_by(panels, grain(panels, strip, workers.len()), &|thread, mine| {
+        self.pool.run_evenly(panels, strip, &|thread, mine| {
             let mut worker = lock(&workers[thread]);
             let Worker { sums, numbers, floats, .. } = &mut *worker;
             for first in mine.clone().step_by(strip) {
@@ -675,11 +677,6 @@ fn aux_at(j: usize, rows: usize, blocks: usize) -> usize {
 /// Panels of `bytes` each that a thread works on together: an even number.
 fn panels_of_strip(bytes: usize) -> usize {
     (PANEL_BYTES / bytes).clamp(2, PANELS_MOST) / 2 * 2
-}
-
-/// Panels that a thread takes at a time, an even number: a strip of them, but not more than its share.
-fn grain(panels: usize, strip: usize, threads: usize) -> usize {
-    strip.min(panels.div_ceil(threads).next_multiple_of(2))
 }
 
 /// Bias and `after`, from results `y` of `columns` to `out`.

@@ -235,6 +235,13 @@ impl Pool {
         self.deal(Cut { n, pieces: n.div_ceil(grain), grain }, job);
     }
 
+    /// As [`Pool::run_by`], with ranges of at most `most` that are as even as they can be, equally many for every worker.
+    pub fn run_evenly(&self, n: usize, most: usize, job: &Job<'_>) {
+        let most = most.max(1).max(n.div_ceil(u32::MAX as usize / self.threads));
+        let each = n.div_ceil(self.threads * most);
+        self.deal(Cut { n, pieces: (self.threads * each).min(n), grain: 0 }, job);
+    }
+
     fn deal(&self, cut: Cut, job: &Job<'_>) {
         let shared = &*self.shared;
         if self.workers.is_empty() || cut.pieces <= 1 {
@@ -464,7 +471,17 @@ mod tests {
                     assert!((0..threads).any(|w| part(n, threads, w) == range));
                     see(worker, range);
                 });
-                prop_assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 2 * turn));
+                let (lengths, pieces) = (AtomicU64::new(0), AtomicUsize::new(0));
+                pool.run_evenly(n, grain, &|worker, range| {
+                    assert!(range.len() <= grain.max(1));
+                    lengths.fetch_or(1 << range.len().min(63), Ordering::Relaxed);
+                    pieces.fetch_add(1, Ordering::Relaxed);
+                    see(worker, range);
+                });
+                prop_assert!(lengths.load(Ordering::Relaxed).count_ones() <= 2);
+                let pieces = pieces.into_inner();
+                prop_assert!(pieces == n || pieces.is_multiple_of(threads));
+                prop_assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 3 * turn));
             }
         }
     }

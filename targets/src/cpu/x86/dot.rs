@@ -603,7 +603,7 @@ pub mod avx512 {
 pub mod vnni {
     use std::arch::x86_64::*;
 
-    use super::avx2::{half_sums, k_scales, prefetch, wide};
+    use super::avx2::{half_sums, prefetch, wide};
     use super::*;
 
     #[inline]
@@ -767,6 +767,63 @@ pub mod vnni {
         _mm512_or_si512(nibbles(even.0, odd.0), _mm512_maskz_set1_epi8(top, 16))
     }
 
+    /// Σ over blocks of `w.d · x.d · Σ (w.q − 8) · x.q`.
+    ///
+    /// Eight blocks are loaded as they lie, in vectors that overlap, and a permutation of words takes from two of them the
+    /// codes of four blocks, or the scales of all. Low and high nibbles of a block are added up in the same four numbers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn q4_0_rows<const FINE: bool>(w: &[BlockQ4_0], x: FineRow<'_>) -> f32 {
+        const EIGHT: usize = 8 * size_of::<BlockQ4_0>();
+        /// Words from `at` on of the second vector count from 32. The vectors begin with words 0, 32 and 40.
+        const fn words<const N: usize>(first_block: usize, from: [usize; 2], heads: bool) -> [u16; N] {
+            let (mut all, mut i) = ([0; N], 0);
+            while i < N {
+                let word = if heads { 9 * (i % 8) } else { 9 * (first_block + i / 8) + 1 + i % 8 };
+                all[i] = (if word < from[0] + 32 { word - from[0] } else { 32 + word - from[1] }) as u16;
+                i += 1;
+            }
+            all
+        }
+        const CODES: [[u16; 32]; 2] = [words(0, [0, 32], false), words(4, [32, 40], false)];
+        const HEADS: [u16; 32] = words(0, [0, 32], true);
+        let low = _mm512_set1_epi8(15);
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+        let mut acc = _mm256_setzero_ps();
+        let (chunks, _) = w.as_chunks::<8>();
+        let pieces = Pieces::of(x, chunks.len());
+        for (i, w) in chunks.iter().enumerate() {
+            let (qs, d, x_sums) = pieces.at(i);
+            prefetch(w, 3);
+            let bytes: &[u8; EIGHT] = bytemuck::cast_ref(w);
+            let parts = [load64(&bytes[..64]), load64(&bytes[64..128]), load64(&bytes[80..])];
+            let d_w = _mm512_permutex2var_epi16(parts[0], load64(&HEADS), parts[1]);
+            let d_w = _mm256_cvtph_ps(_mm512_castsi512_si128(d_w));
+            let mut dots = [_mm512_setzero_si512(); 2];
+            for p in 0..2 {
+                let q = _mm512_permutex2var_epi16(parts[p], load64(&CODES[p]), parts[p + 1]);
+                let q = [_mm512_and_si512(q, low), _mm512_and_si512(_mm512_srli_epi16::<4>(q), low)];
+                for term in 0..if FINE { 2 } else { 1 } {
+                    // Codes of four blocks: the first halves of all, then the second.
+                    let (a, b) = (load64(&qs[term][128 * p..]), load64(&qs[term][128 * p + 64..]));
+                    if term == 1 {
+                        dots[p] = _mm512_slli_epi32::<8>(dots[p]);
+                    }
+                    dots[p] = _mm512_dpbusd_epi32(dots[p], q[0], _mm512_shuffle_i64x2::<0x88>(a, b));
+                    dots[p] = _mm512_dpbusd_epi32(dots[p], q[1], _mm512_shuffle_i64x2::<0xdd>(a, b));
+                }
+            }
+            let twos = _mm512_add_epi32(_mm512_unpacklo_epi32(dots[0], dots[1]), _mm512_unpackhi_epi32(dots[0], dots[1]));
+            let fours = _mm512_add_epi32(twos, _mm512_shuffle_epi32::<0b01_00_11_10>(twos));
+            let dots = _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, fours));
+            let dots = _mm256_sub_epi32(dots, _mm256_slli_epi32::<3>(block_sums::<FINE>(x_sums)));
+            acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), d_w), float8(d), acc);
+        }
+        let mut lanes = lanes(acc);
+        rest::<BlockQ4_0, true, FINE>(w, x, chunks.len() * 8, &mut lanes, &mut [0.0; LANES]);
+        sum(&lanes)
+    }
+
     /// The formats with blocks of 32: `$codes` makes the codes of a pair of blocks, `$offset` is what is taken off
     /// them, and `$min` says whether blocks have a minimum `m`.
     macro_rules! short_blocks {
@@ -801,7 +858,6 @@ pub mod vnni {
         )*};
     }
     short_blocks! {
-        q4_0_rows: BlockQ4_0, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 8;
         q4_1_rows: BlockQ4_1, lines 3, |a, b| nibbles(&a.qs, &b.qs), offset 0, min m;
         q5_0_rows: BlockQ5_0, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 16;
         q5_1_rows: BlockQ5_1, lines 3, |a, b| five_bits((&a.qs, a.qh), (&b.qs, b.qh)), offset 0, min m;
@@ -897,7 +953,7 @@ pub mod vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn q4_k_rows<const FINE: bool>(w: &[BlockQ4_K], x: FineRow<'_>) -> f32 {
-        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+        let mut sums = _mm512_setzero_ps();
         let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             let (qs, d, x_sums) = pieces.at(i);
@@ -908,16 +964,16 @@ pub mod vnni {
                 dots[p] = products::<FINE>(q, qs, 64 * p);
             }
             let dots = if FINE { eights(dots) } else { small_eights(dots) };
-            (acc, min) = k_block(w.d, w.dmin, &w.scales, dots, d, block_sums::<FINE>(x_sums), acc, min);
+            sums = k_block(load16(bytemuck::bytes_of(w)), dots, d, block_sums::<FINE>(x_sums), sums);
         }
-        sum_without(&lanes(acc), &lanes(min))
+        k_sum(sums)
     }
 
     /// As [`q4_k_rows`], with a fifth bit per code.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn q5_k_rows<const FINE: bool>(w: &[BlockQ5_K], x: FineRow<'_>) -> f32 {
-        let (mut acc, mut min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+        let mut sums = _mm512_setzero_ps();
         let pieces = Pieces::of(x, w.len());
         for (i, w) in w.iter().enumerate() {
             let (qs, d, x_sums) = pieces.at(i);
@@ -931,29 +987,40 @@ pub mod vnni {
                 let bit = _mm512_slli_epi16::<4>(_mm512_and_si512(bit, _mm512_set1_epi8(1)));
                 dots[p] = products::<FINE>(_mm512_or_si512(q, bit), qs, 64 * p);
             }
-            (acc, min) = k_block(w.d, w.dmin, &w.scales, eights(dots), d, block_sums::<FINE>(x_sums), acc, min);
+            sums = k_block(load16(bytemuck::bytes_of(w)), eights(dots), d, block_sums::<FINE>(x_sums), sums);
         }
-        sum_without(&lanes(acc), &lanes(min))
+        k_sum(sums)
     }
 
-    /// The float part of a `Q4_K` or `Q5_K` block: new sums and what minima take off.
+    /// The float part of a `Q4_K` or `Q5_K` block, `head` being its first 16 bytes, which have units, scales and minima: adds the sums of eight
+    /// sub-blocks to the first half of `sums`, and what their minima take off to the second.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    #[allow(clippy::too_many_arguments)] // one step of two loops
-    fn k_block(
-        d: ::half::f16,
-        dmin: ::half::f16,
-        scales: &[u8; 12],
-        dots: __m256i,
-        x_d: &[f32; 8],
-        x_sums: __m256i,
-        acc: __m256,
-        min: __m256,
-    ) -> (__m256, __m256) {
-        let (s, m) = k_scales(scales);
-        let (s, m, x_d) = (_mm256_mul_ps(wide(d), s), _mm256_mul_ps(wide(dmin), m), float8(x_d));
-        let acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), s), x_d, acc);
-        (acc, _mm256_fmadd_ps(m, _mm256_mul_ps(x_d, _mm256_cvtepi32_ps(x_sums)), min))
+    fn k_block(head: __m128i, dots: __m256i, x_d: &[f32; 8], x_sums: __m256i, sums: __m512) -> __m512 {
+        const SECOND: __mmask16 = 0xff00;
+        // Words a, c, b and c behind the units: of a and b six bits of each byte count, or four of c and the highest two of
+        // a and b, see `k_scales`.
+        let (four, two) = (_mm_shuffle_epi32::<0b11_10_11_01>(head), _mm_shuffle_epi32::<0b10_10_01_01>(head));
+        let four = _mm_and_si128(
+            _mm_srlv_epi32(four, _mm_setr_epi32(0, 0, 0, 4)),
+            _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f),
+        );
+        let two = _mm_and_si128(_mm_srli_epi32::<2>(two), _mm_setr_epi32(0, 0x3030_3030, 0, 0x3030_3030));
+        let whole = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_or_si128(four, two)));
+        let units = _mm512_castps256_ps512(_mm256_cvtph_ps(head));
+        let units = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), units);
+        let (of_weights, x_d) = (_mm512_mul_ps(units, whole), _mm512_broadcast_f32x8(float8(x_d)));
+        // `(dots · s) · d` and `(Σ x · d) · m`.
+        let all = _mm512_cvtepi32_ps(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(dots), x_sums));
+        let all = _mm512_mul_ps(all, _mm512_mask_mov_ps(of_weights, SECOND, x_d));
+        _mm512_fmadd_ps(all, _mm512_mask_mov_ps(x_d, SECOND, of_weights), sums)
+    }
+
+    /// The halves of `sums`, as [`k_block`] leaves them, without the minima.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn k_sum(sums: __m512) -> f32 {
+        sum_without(&lanes(_mm512_castps512_ps256(sums)), &lanes(_mm512_extractf32x8_ps::<1>(sums)))
     }
 
     /// Σ over sub-blocks of 16 of `x.d · d · s · Σ (w.q − 32) · x.q`.

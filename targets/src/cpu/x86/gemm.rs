@@ -408,11 +408,16 @@ pub mod vnni {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn kind<const G: usize, const MIN: bool, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
-        // As many rows as registers hold the sums of.
-        let most = if G == 2 { 5 } else { 6 };
         let mut row = 0;
         while row < x.rows {
-            let rows = (x.rows - row).min(most);
+            // Tiles of six rows, or, with two scales, of five where six are not needed to come out evenly: as many as
+            // registers hold the sums of. Tiles of few rows have too little to do at the same time.
+            let left = x.rows - row;
+            let tiles = match (left / 5).max(1) {
+                fives if G == 2 && left <= 6 * fives => fives,
+                _ => left.div_ceil(6),
+            };
+            let rows = left.div_ceil(tiles);
             let mut panel = 0;
             while panel < w.count {
                 let t = Tile::at(x, w, out, stride, row, panel);
@@ -450,6 +455,8 @@ pub mod vnni {
     unsafe fn tile<const MR: usize, const NR: usize, const G: usize, const MIN: bool, const FINE: bool>(t: Tile) {
         let n = t.blocks;
         let terms = if FINE { 2 } else { 1 };
+        // Scales whose groups are multiplied together: as many as registers hold the sums of.
+        let at_once = if MR <= 5 { G } else { 1 };
         // SAFETY: every offset below stays inside the rows and panels that the caller promises.
         unsafe {
             for l in 0..LANES {
@@ -459,41 +466,41 @@ pub mod vnni {
                     for r in 0..MR {
                         _mm_prefetch::<_MM_HINT_T1>(t.qs.wrapping_add(((MR + r) * n + b) * 32 * terms));
                     }
-                    let mut dots = [[[_mm512_setzero_si512(); NR]; MR]; G];
-                    let aux = |r: usize, g: usize| _mm512_set1_epi32(*t.aux.add((r * n + b) * G + g));
-                    if !MIN && !FINE {
-                        for g in 0..G {
-                            for r in 0..MR {
-                                dots[g][r] = [aux(r, g); NR];
-                            }
+                    let mut blocks = [[_mm512_setzero_ps(); NR]; MR];
+                    for first in (0..G).step_by(at_once) {
+                        let mut dots = [[[_mm512_setzero_si512(); NR]; MR]; 2];
+                        let dots = &mut dots[..at_once];
+                        if FINE {
+                            steps::<MR, NR, G>(t, b * terms, first, terms, dots);
+                            dots.as_flattened_mut().iter_mut().for_each(|dots| *dots = dots.map(|dots| _mm512_slli_epi32::<8>(dots)));
                         }
-                    }
-                    steps(t, b, terms, 0, &mut dots);
-                    if FINE {
-                        for g in 0..G {
-                            for r in 0..MR {
-                                dots[g][r] = dots[g][r].map(|dots| _mm512_slli_epi32::<8>(dots));
-                                if !MIN {
-                                    dots[g][r] = dots[g][r].map(|dots| _mm512_add_epi32(dots, aux(r, g)));
+                        if !MIN {
+                            for (g, dots) in dots.iter_mut().enumerate() {
+                                for r in 0..MR {
+                                    let aux = _mm512_set1_epi32(*t.aux.add((r * n + b) * G + first + g));
+                                    dots[r] = if FINE { dots[r].map(|dots| _mm512_add_epi32(dots, aux)) } else { [aux; NR] };
                                 }
                             }
                         }
-                        steps(t, b, terms, 1, &mut dots);
-                    }
-                    let mut s = [[_mm512_setzero_ps(); NR]; G];
-                    for g in 0..G {
-                        for p in 0..NR {
-                            s[g][p] = _mm512_loadu_ps(t.s.add(((p * n + b) * G + g) * PANEL));
+                        steps::<MR, NR, G>(t, b * terms + terms - 1, first, terms, dots);
+                        for (g, dots) in dots.iter().enumerate() {
+                            let mut s = [_mm512_setzero_ps(); NR];
+                            for p in 0..NR {
+                                s[p] = _mm512_loadu_ps(t.s.add(((p * n + b) * G + first + g) * PANEL));
+                            }
+                            for r in 0..MR {
+                                for p in 0..NR {
+                                    let dot = _mm512_cvtepi32_ps(dots[r][p]);
+                                    let before = blocks[r][p];
+                                    blocks[r][p] = if first + g == 0 { _mm512_mul_ps(dot, s[p]) } else { _mm512_fmadd_ps(dot, s[p], before) };
+                                }
+                            }
                         }
                     }
                     for r in 0..MR {
                         let d = _mm512_set1_ps(*t.d.add(r * n + b));
                         for p in 0..NR {
-                            let mut block = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][r][p]), s[0][p]);
-                            if G == 2 {
-                                block = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][r][p]), s[1][p], block);
-                            }
-                            sums[r][p] = _mm512_fmadd_ps(block, d, sums[r][p]);
+                            sums[r][p] = _mm512_fmadd_ps(blocks[r][p], d, sums[r][p]);
                         }
                     }
                 }
@@ -531,7 +538,8 @@ pub mod vnni {
         }
     }
 
-    /// Adds the products of one term of block `b` to `dots`.
+    /// Adds the products of groups from `first` on, as many as there are `dots`, of `G` of the block at `at`, of blocks of
+    /// `terms` terms.
     ///
     /// # Safety
     /// As [`tile`].
@@ -539,35 +547,37 @@ pub mod vnni {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn steps<const MR: usize, const NR: usize, const G: usize>(
         t: Tile,
-        b: usize,
+        at: usize,
+        first: usize,
         terms: usize,
-        term: usize,
-        dots: &mut [[[__m512i; NR]; MR]; G],
+        dots: &mut [[[__m512i; NR]; MR]],
     ) {
-        let n = t.blocks;
+        let (n, b) = (t.blocks, at / terms);
         // SAFETY: every offset below stays inside the rows and panels that the caller promises, and so do the features.
         unsafe {
-            let (x, row) = (t.qs.add((b * terms + term) * 32), n * terms * 32);
-            let codes: [*const u8; NR] = std::array::from_fn(|p| t.codes.add((p * n + b) * PANEL_BLOCK));
-            // Whole tiles are what time is spent on, and compilers schedule them well or half as well by chance.
-            match (&mut dots[..], &codes[..]) {
-                ([dots], codes) if MR == 6 && NR == 2 => return six_rows(x, row, codes, dots.as_flattened_mut()),
-                ([first, second], codes) if MR == 5 && NR == 2 => {
-                    return five_rows(x, row, codes, first.as_flattened_mut(), second.as_flattened_mut());
+            let (x, row) = (t.qs.add(at * 32 + first * 16), n * terms * 32);
+            let codes: [*const u8; NR] = std::array::from_fn(|p| t.codes.add((p * n + b) * PANEL_BLOCK + first * PANEL_BLOCK / 2));
+            // Pairs of panels are what time is spent on, and compilers schedule them well or half as well by chance.
+            if let [one, two] = codes[..] {
+                let (codes, dots) = ([one, two], dots.as_flattened_mut().as_flattened_mut());
+                match (MR, G) {
+                    (6, 1) => return six_rows(x, row, codes, dots),
+                    (5, 1) => return five_rows(x, row, codes, dots),
+                    (4, 1) => return four_rows(x, row, codes, dots),
+                    (6, _) => return six_half_rows(x, row, codes, dots),
+                    (5, _) => return five_rows_of_two(x, row, codes, dots),
+                    (4, _) => return four_rows_of_two(x, row, codes, dots),
+                    _ => {}
                 }
-                _ => {}
             }
-            for step in 0..8 {
-                let mut w = [_mm512_setzero_si512(); NR];
-                for p in 0..NR {
-                    w[p] = _mm512_loadu_si512(t.codes.add((p * n + b) * PANEL_BLOCK + step * 64).cast());
-                }
-                for r in 0..MR {
-                    let x = t.qs.add(((r * n + b) * terms + term) * 32 + step * 4).cast::<i32>();
-                    let x = _mm512_set1_epi32(x.read_unaligned());
+            for (g, dots) in dots.iter_mut().enumerate() {
+                for step in g * 8 / G..(g + 1) * 8 / G {
                     for p in 0..NR {
-                        let dot = &mut dots[step * G / 8][r][p];
-                        *dot = _mm512_dpbusd_epi32(*dot, w[p], x);
+                        let w = _mm512_loadu_si512(codes[p].add(step * 64).cast());
+                        for r in 0..MR {
+                            let x = _mm512_set1_epi32(x.add(r * row + step * 4).cast::<i32>().read_unaligned());
+                            dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], w, x);
+                        }
                     }
                 }
             }
@@ -577,88 +587,61 @@ pub mod vnni {
     /// The instructions of one step: four columns of two panels with as many of each row. A row is said by where its
     /// codes are and the names of its two sums.
     macro_rules! step {
-        ($step:literal: $($x:literal $first:literal $second:literal),*) => {
+        ($step:literal: $($x:literal $first:ident $second:ident),*) => {
             concat!(
                 "vmovdqu64 {w0}, [{c0} + ", $step, "*64]\n",
                 "vmovdqu64 {w1}, [{c1} + ", $step, "*64]\n",
                 $(
                     "vpbroadcastd {v}, dword ptr [", $x, " + ", $step, "*4]\n",
-                    "vpdpbusd {", $first, "}, {w0}, {v}\n",
-                    "vpdpbusd {", $second, "}, {w1}, {v}\n",
+                    "vpdpbusd {", stringify!($first), "}, {w0}, {v}\n",
+                    "vpdpbusd {", stringify!($second), "}, {w1}, {v}\n",
                 )*
             )
         };
     }
 
-    /// Adds a block's products to the sums of six rows by two panels.
-    ///
-    /// # Safety
-    /// `x` points to a row's block, the others follow `row` bytes apart, and `codes` to two panels' blocks.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn six_rows(x: *const i8, row: usize, codes: &[*const u8], dots: &mut [__m512i]) {
-        macro_rules! step_of_six {
-            ($step:literal) => {
-                step!($step: "{x}" "a0" "b0", "{x} + {row}" "a1" "b1", "{x} + 2*{row}" "a2" "b2",
-                    "{y}" "a3" "b3", "{y} + {row}" "a4" "b4", "{y} + 2*{row}" "a5" "b5")
-            };
-        }
-        let [a0, b0, a1, b1, a2, b2, a3, b3, a4, b4, a5, b5] = dots else { unreachable!("six rows by two panels") };
-        let (_w0, _w1, _v): (__m512i, __m512i, __m512i);
-        // SAFETY: eight steps read 512 bytes of each panel and 32 of each row, which the caller promises.
-        unsafe {
-            std::arch::asm!(
-                step_of_six!(0), step_of_six!(1), step_of_six!(2), step_of_six!(3),
-                step_of_six!(4), step_of_six!(5), step_of_six!(6), step_of_six!(7),
-                x = in(reg) x, y = in(reg) x.wrapping_add(3 * row), row = in(reg) row,
-                c0 = in(reg) codes[0], c1 = in(reg) codes[1],
-                w0 = out(zmm_reg) _w0, w1 = out(zmm_reg) _w1, v = out(zmm_reg) _v,
-                a0 = inout(zmm_reg) *a0, b0 = inout(zmm_reg) *b0, a1 = inout(zmm_reg) *a1, b1 = inout(zmm_reg) *b1,
-                a2 = inout(zmm_reg) *a2, b2 = inout(zmm_reg) *b2, a3 = inout(zmm_reg) *a3, b3 = inout(zmm_reg) *b3,
-                a4 = inout(zmm_reg) *a4, b4 = inout(zmm_reg) *b4, a5 = inout(zmm_reg) *a5, b5 = inout(zmm_reg) *b5,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
+    /// Functions that add the products of some rows by two panels to their sums: steps, and the rows, as in `step`, whose
+    /// sums they are added to.
+    macro_rules! rows_by_two {
+        ($($name:ident: $([$($step:literal)*] $rows:tt),*;)*) => {$(
+            rows_by_two!($name $([$(($step $rows))*] $rows)*);
+        )*};
+        ($name:ident $([$(($step:literal [$($row:tt)*]))*] [$($x:literal $first:ident $second:ident),*])*) => {
+            /// # Safety
+            /// `x` points to codes of a row, the others follow `row` bytes apart, and `codes` to those of two panels: 4 of
+            /// each row and 64 of each panel for every step.
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+            unsafe fn $name(x: *const i8, row: usize, codes: [*const u8; 2], dots: &mut [__m512i]) {
+                let [$($($first, $second,)*)*] = dots else { unreachable!("two sums per row") };
+                let (_w0, _w1, _v): (__m512i, __m512i, __m512i);
+                // SAFETY: the steps read what the caller promises.
+                unsafe {
+                    std::arch::asm!(
+                        $($(step!($step: $($row)*),)*)*
+                        x = in(reg) x, y = in(reg) x.wrapping_add(3 * row), row = in(reg) row,
+                        c0 = in(reg) codes[0], c1 = in(reg) codes[1],
+                        w0 = out(zmm_reg) _w0, w1 = out(zmm_reg) _w1, v = out(zmm_reg) _v,
+                        $($($first = inout(zmm_reg) *$first, $second = inout(zmm_reg) *$second,)*)*
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+            }
+        };
     }
-
-    /// Adds a block's products to the sums of five rows by two panels: `first` of the block's first half, `second` of
-    /// its second.
-    ///
-    /// # Safety
-    /// As [`six_rows`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn five_rows(x: *const i8, row: usize, codes: &[*const u8], first: &mut [__m512i], second: &mut [__m512i]) {
-        macro_rules! first_half {
-            ($step:literal) => {
-                step!($step: "{x}" "a0" "b0", "{x} + {row}" "a1" "b1", "{x} + 2*{row}" "a2" "b2", "{y}" "a3" "b3", "{y} + {row}" "a4" "b4")
-            };
-        }
-        macro_rules! second_half {
-            ($step:literal) => {
-                step!($step: "{x}" "e0" "f0", "{x} + {row}" "e1" "f1", "{x} + 2*{row}" "e2" "f2", "{y}" "e3" "f3", "{y} + {row}" "e4" "f4")
-            };
-        }
-        let [a0, b0, a1, b1, a2, b2, a3, b3, a4, b4] = first else { unreachable!("five rows by two panels") };
-        let [e0, f0, e1, f1, e2, f2, e3, f3, e4, f4] = second else { unreachable!("five rows by two panels") };
-        let (_w0, _w1, _v): (__m512i, __m512i, __m512i);
-        // SAFETY: eight steps read 512 bytes of each panel and 32 of each row, which the caller promises.
-        unsafe {
-            std::arch::asm!(
-                first_half!(0), first_half!(1), first_half!(2), first_half!(3),
-                second_half!(4), second_half!(5), second_half!(6), second_half!(7),
-                x = in(reg) x, y = in(reg) x.wrapping_add(3 * row), row = in(reg) row,
-                c0 = in(reg) codes[0], c1 = in(reg) codes[1],
-                w0 = out(zmm_reg) _w0, w1 = out(zmm_reg) _w1, v = out(zmm_reg) _v,
-                a0 = inout(zmm_reg) *a0, b0 = inout(zmm_reg) *b0, a1 = inout(zmm_reg) *a1, b1 = inout(zmm_reg) *b1,
-                a2 = inout(zmm_reg) *a2, b2 = inout(zmm_reg) *b2, a3 = inout(zmm_reg) *a3, b3 = inout(zmm_reg) *b3,
-                a4 = inout(zmm_reg) *a4, b4 = inout(zmm_reg) *b4,
-                e0 = inout(zmm_reg) *e0, f0 = inout(zmm_reg) *f0, e1 = inout(zmm_reg) *e1, f1 = inout(zmm_reg) *f1,
-                e2 = inout(zmm_reg) *e2, f2 = inout(zmm_reg) *f2, e3 = inout(zmm_reg) *e3, f3 = inout(zmm_reg) *f3,
-                e4 = inout(zmm_reg) *e4, f4 = inout(zmm_reg) *f4,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
+    rows_by_two! {
+        six_rows: [0 1 2 3 4 5 6 7] ["{x}" a0 b0, "{x} + {row}" a1 b1, "{x} + 2*{row}" a2 b2,
+            "{y}" a3 b3, "{y} + {row}" a4 b4, "{y} + 2*{row}" a5 b5];
+        five_rows: [0 1 2 3 4 5 6 7] ["{x}" a0 b0, "{x} + {row}" a1 b1, "{x} + 2*{row}" a2 b2, "{y}" a3 b3, "{y} + {row}" a4 b4];
+        four_rows: [0 1 2 3 4 5 6 7] ["{x}" a0 b0, "{x} + {row}" a1 b1, "{x} + 2*{row}" a2 b2, "{y}" a3 b3];
+        six_half_rows: [0 1 2 3] ["{x}" a0 b0, "{x} + {row}" a1 b1, "{x} + 2*{row}" a2 b2,
+            "{y}" a3 b3, "{y} + {row}" a4 b4, "{y} + 2*{row}" a5 b5];
+        five_rows_of_two:
+            [0 1 2 3] ["{x}" a0 b0, "{x} + {row}" a1 b1, "{x} + 2*{row}" a2 b2, "{y}" a3 b3, "{y} + {row}" a4 b4],
+            [4 5 6 7] ["{x}" e0 f0, "{x} + {row}" e1 f1, "{x} + 2*{row}" e2 f2, "{y}" e3 f3, "{y} + {row}" e4 f4];
+        four_rows_of_two:
+            [0 1 2 3] ["{x}" a0 b0, "{x} + {row}" a1 b1, "{x} + 2*{row}" a2 b2, "{y}" a3 b3],
+            [4 5 6 7] ["{x}" e0 f0, "{x} + {row}" e1 f1, "{x} + 2*{row}" e2 f2, "{y}" e3 f3];
     }
 }
 
@@ -693,7 +676,13 @@ pub mod avx512 {
             let v = _mm512_inserti32x4::<2>(v, part(8 + i));
             _mm512_inserti32x4::<3>(v, part(12 + i))
         };
-        let (a, b, c, d) = (vector(0), vector(1), vector(2), vector(3));
+        turned([vector(0), vector(1), vector(2), vector(3)])
+    }
+
+    /// 4×4 transposes of words within quarters.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(in crate::cpu::x86) fn turned([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
         let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
         let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
         [

@@ -6,14 +6,18 @@
 
 use std::arch::x86_64::*;
 use std::mem::offset_of;
+use std::ops::Range;
 
 use sphinx_quant::block::{BlockQ4_0, BlockQ4_K, BlockQ6_K, BlockQ8_0};
 
 use super::gemm::ahead;
-use super::gemm::avx512::{transpose, words};
+use super::gemm::avx512::{transpose, turned, words};
 use super::opaque;
 use crate::cpu::portable::dot::LANES;
 use crate::cpu::portable::gemm::{PANEL, PANEL_BLOCK, pack_with, place};
+
+/// How far ahead of the blocks being read their rows are asked for, in bytes.
+const AHEAD: usize = 256;
 
 /// One block of each of sixteen rows that follow at equal distances.
 ///
@@ -22,6 +26,7 @@ use crate::cpu::portable::gemm::{PANEL, PANEL_BLOCK, pack_with, place};
 struct Sixteen {
     fours: [*const u8; 4],
     stride: usize,
+    three: usize,
 }
 
 impl Sixteen {
@@ -29,12 +34,49 @@ impl Sixteen {
     fn of<B>(w: &[B], per_row: usize) -> Sixteen {
         assert!(per_row > 0 && w.len() == PANEL * per_row);
         let (start, stride) = (w.as_ptr().cast::<u8>(), per_row * size_of::<B>());
-        Sixteen { fours: std::array::from_fn(|q| start.wrapping_add(4 * q * stride)), stride }
+        Sixteen { fours: std::array::from_fn(|q| start.wrapping_add(4 * q * stride)), stride, three: 3 * stride }
     }
 
     /// The blocks behind these, of the same rows.
     fn next<B>(self) -> Sixteen {
         Sixteen { fours: self.fours.map(|p| p.wrapping_add(size_of::<B>())), ..self }
+    }
+
+    /// The same, of which the compiler forgets how it was made: it would otherwise keep sixteen pointers, most of them on
+    /// the stack.
+    #[inline(always)]
+    fn opaque(mut self) -> Sixteen {
+        let Sixteen { fours: [a, b, c, d], stride, three } = &mut self;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!(
+                "/* {0} {1} {2} {3} {4} {5} */",
+                inout(reg) *a, inout(reg) *b, inout(reg) *c, inout(reg) *d, inout(reg) *stride, inout(reg) *three,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        self
+    }
+
+    /// Asks for what lies some way behind the `i`-th blocks of four rows, or of all: as many lines as blocks begin. A row's
+    /// end is followed by the beginning of the row that the next panel has in its place.
+    #[inline(always)]
+    fn ahead<B>(self, i: usize, rows: Range<usize>) {
+        let (from, to) = (i * size_of::<B>(), (i + 1) * size_of::<B>());
+        let far = if from + AHEAD < self.stride { AHEAD } else { AHEAD + 15 * self.stride };
+        let far = Sixteen { fours: self.fours.map(|p| p.wrapping_add(far)), ..self };
+        for line in 0..to / 64 - from / 64 {
+            for r in rows.clone() {
+                // SAFETY: a hint, which may name any address; every x86-64 processor has it.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(far.at(r, 64 * line).cast()) }
+            }
+        }
+    }
+
+    /// The place at `offset` of row `r`'s block.
+    #[inline(always)]
+    fn at(&self, r: usize, offset: usize) -> *const u8 {
+        self.fours[r / 4].wrapping_add([0, self.stride, 2 * self.stride, self.three][r % 4]).wrapping_add(offset)
     }
 
     /// Four words at `offset` of each block, vector `i` having the `i`-th of each.
@@ -45,19 +87,28 @@ impl Sixteen {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn words(self, offset: usize) -> [__m512i; 4] {
         // SAFETY: the rows are in memory, and the caller promises the bytes of each; `loadu` asks for no alignment.
-        words(|r| unsafe { _mm_loadu_si128(self.fours[r / 4].add(r % 4 * self.stride + offset).cast()) })
+        words(|r| unsafe { _mm_loadu_si128(self.at(r, offset).cast()) })
     }
 
     /// Eight words at `offset` of each block.
+    ///
+    /// Half as many loads as two times four words take: rows `r` and `8 + r` of 32 bytes to a vector, 4×4 transposes, and the
+    /// quarters put in order.
     ///
     /// # Safety
     /// The 32 bytes lie inside the blocks.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn eight_words(self, offset: usize) -> [__m512i; 8] {
-        // SAFETY: as promised by the caller.
-        let (low, high) = unsafe { (self.words(offset), self.words(offset + 16)) };
-        std::array::from_fn(|i| if i < 4 { low[i] } else { high[i - 4] })
+        // SAFETY: the rows are in memory, and the caller promises the bytes of each; `loadu` asks for no alignment.
+        let part = |r: usize| unsafe { _mm256_loadu_si256(self.at(r, offset).cast()) };
+        let two = |r: usize| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(part(r)), part(8 + r));
+        let (top, bottom) = (turned([two(0), two(1), two(2), two(3)]), turned([two(4), two(5), two(6), two(7)]));
+        let even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+        std::array::from_fn(|i| {
+            let order = if i < 4 { even } else { _mm512_add_epi64(even, _mm512_set1_epi64(2)) };
+            _mm512_permutex2var_epi64(top[i % 4], order, bottom[i % 4])
+        })
     }
 
     /// The half-precision numbers at `offset` of each block.
@@ -71,7 +122,7 @@ impl Sixteen {
         let four = |q: usize| {
             opaque((0..4).fold(0u64, |all, i| {
                 // SAFETY: the rows are in memory, and the caller promises the bytes of each.
-                let half = unsafe { self.fours[q].add(i * self.stride + offset).cast::<u16>().read_unaligned() };
+                let half = unsafe { self.at(4 * q + i, offset).cast::<u16>().read_unaligned() };
                 all | u64::from(half) << (16 * i)
             })) as i64
         };
@@ -134,16 +185,15 @@ pub fn q4_k(w: &[BlockQ4_K], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
             store_numbers(&mut m[at(j)], _mm512_mul_ps(dmin, byte(minima[j / 4])));
         }
         for p in 0..4 {
-            ahead(w, rows, 8 * i + 2 * p);
+            blocks.ahead::<BlockQ4_K>(i, 4 * p..4 * p + 4);
             // SAFETY: a block has 128 bytes of codes.
             let columns = unsafe { blocks.eight_words(offset_of!(BlockQ4_K, qs) + 32 * p) };
-            ahead(w, rows, 8 * i + 2 * p + 1);
             for (c, v) in columns.into_iter().enumerate() {
                 store(&mut codes[at(2 * p)], c, _mm512_and_si512(v, low));
                 store(&mut codes[at(2 * p + 1)], c, _mm512_and_si512(_mm512_srli_epi16::<4>(v), low));
             }
         }
-        blocks = blocks.next::<BlockQ4_K>();
+        blocks = blocks.next::<BlockQ4_K>().opaque();
     }
 }
 
@@ -173,8 +223,9 @@ pub fn q6_k(w: &[BlockQ6_K], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
                 (blocks.eight_words(ql), blocks.eight_words(ql + 32), blocks.eight_words(offset_of!(BlockQ6_K, qh) + 32 * h))
             };
             for c in 0..8 {
-                if c % 2 == 0 {
-                    ahead(w, rows, 8 * i + 4 * h + c / 2);
+                if c % 4 == 0 {
+                    let four = 2 * h + c / 4;
+                    blocks.ahead::<BlockQ6_K>(i, 4 * four..4 * four + 4);
                 }
                 let join = |nibbles: __m512i, high: __m512i| _mm512_or_si512(_mm512_and_si512(nibbles, low), _mm512_and_si512(high, two));
                 store(&mut codes[at(4 * h)], c, join(a[c], _mm512_slli_epi16::<4>(high[c])));
@@ -183,7 +234,7 @@ pub fn q6_k(w: &[BlockQ6_K], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
                 store(&mut codes[at(4 * h + 3)], c, join(_mm512_srli_epi16::<4>(b[c]), _mm512_srli_epi16::<2>(high[c])));
             }
         }
-        blocks = blocks.next::<BlockQ6_K>();
+        blocks = blocks.next::<BlockQ6_K>().opaque();
     }
 }
 
@@ -197,7 +248,7 @@ pub fn q4_0(w: &[BlockQ4_0], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
     let (codes, s) = (codes.as_chunks_mut::<PANEL_BLOCK>().0, s.as_chunks_mut::<PANEL>().0);
     let mut blocks = Sixteen::of(w, per_row);
     for i in 0..per_row {
-        ahead(w, rows, i);
+        blocks.ahead::<BlockQ4_0>(i, 0..PANEL);
         let at = place(i, per_row, LANES);
         // SAFETY: a block has these two bytes and 16 of codes.
         let (d, columns) = unsafe { (blocks.halves(offset_of!(BlockQ4_0, d)), blocks.words(offset_of!(BlockQ4_0, qs))) };
@@ -206,7 +257,7 @@ pub fn q4_0(w: &[BlockQ4_0], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
             store(&mut codes[at], c, _mm512_and_si512(v, low));
             store(&mut codes[at], 4 + c, _mm512_and_si512(_mm512_srli_epi16::<4>(v), low));
         }
-        blocks = blocks.next::<BlockQ4_0>();
+        blocks = blocks.next::<BlockQ4_0>().opaque();
     }
 }
 
@@ -220,7 +271,7 @@ pub fn q8_0(w: &[BlockQ8_0], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
     let (codes, s) = (codes.as_chunks_mut::<PANEL_BLOCK>().0, s.as_chunks_mut::<PANEL>().0);
     let mut blocks = Sixteen::of(w, per_row);
     for i in 0..per_row {
-        ahead(w, rows, i);
+        blocks.ahead::<BlockQ8_0>(i, 0..PANEL);
         let at = place(i, per_row, LANES);
         // SAFETY: a block has these two bytes and 32 codes.
         let (d, columns) = unsafe { (blocks.halves(offset_of!(BlockQ8_0, d)), blocks.eight_words(offset_of!(BlockQ8_0, qs))) };
@@ -228,7 +279,7 @@ pub fn q8_0(w: &[BlockQ8_0], rows: usize, codes: &mut [u8], s: &mut [f32], m: &m
         for (c, v) in columns.into_iter().enumerate() {
             store(&mut codes[at], c, _mm512_xor_si512(v, top));
         }
-        blocks = blocks.next::<BlockQ8_0>();
+        blocks = blocks.next::<BlockQ8_0>().opaque();
     }
 }
 
