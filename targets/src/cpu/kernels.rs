@@ -69,6 +69,8 @@ pub struct Kernels {
     act_gelu: unsafe fn(&mut [f32]),
     act_quick_gelu: unsafe fn(&mut [f32]),
     act_silu_gate: unsafe fn(&mut [f32], &[f32]),
+    act_set: unsafe fn(&mut [f32], &[f32]),
+    act_settle: unsafe fn(),
     act_add: unsafe fn(&mut [f32], &[f32]),
     act_add_scaled: unsafe fn(&mut [f32], &[f32], &[f32]),
     rope_rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
@@ -160,6 +162,8 @@ impl Kernels {
             act_gelu: act::avx2::gelu,
             act_quick_gelu: act::avx2::quick_gelu,
             act_silu_gate: act::avx2::silu_gate,
+            act_set: act::avx2::set,
+            act_settle: act::avx2::settle,
             act_add: act::avx2::add_to,
             act_add_scaled: act::avx2::add_scaled,
             rope_rotate: rope::avx2::rotate,
@@ -220,6 +224,8 @@ impl Kernels {
         self.act_gelu = act::avx512::gelu;
         self.act_quick_gelu = act::avx512::quick_gelu;
         self.act_silu_gate = act::avx512::silu_gate;
+        self.act_set = act::avx512::set;
+        self.act_settle = act::avx512::settle;
         self.act_add = act::avx512::add_to;
         self.act_add_scaled = act::avx512::add_scaled;
         self.rope_rotate = rope::avx512::rotate;
@@ -303,6 +309,8 @@ impl Kernels {
             act_gelu: act::gelu,
             act_quick_gelu: act::quick_gelu,
             act_silu_gate: act::silu_gate,
+            act_set: act::set,
+            act_settle: act::settle,
             act_add: act::add,
             act_add_scaled: act::add_scaled,
             rope_rotate: rope::rotate,
@@ -522,6 +530,19 @@ impl Kernels {
         assert_eq!(gate.len(), up.len());
         // SAFETY: the table is for this CPU; both are equally long, as asserted.
         unsafe { (self.act_silu_gate)(gate, up) }
+    }
+
+    /// See [`portable::act::set`].
+    pub fn set(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: the table is for this CPU; both are equally long, as asserted.
+        unsafe { (self.act_set)(x, y) }
+    }
+
+    /// See [`portable::act::settle`].
+    pub fn settle(&self) {
+        // SAFETY: the table is for this CPU.
+        unsafe { (self.act_settle)() }
     }
 
     /// See [`portable::act::add`].

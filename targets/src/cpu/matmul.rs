@@ -93,6 +93,8 @@ const STRIP: usize = 64;
 const PANEL_BYTES: usize = 512 << 10;
 /// Panels of unpacked weights that a thread works on, at most.
 const PANELS_MOST: usize = 16;
+/// Bytes of results from which on they are not expected to be in a cache when they are read.
+const CACHE_BYTES: usize = 24 << 20;
 /// Activation rows that a strip of panels is multiplied with between finishes, at most.
 const TILE: usize = 36;
 
@@ -253,9 +255,16 @@ pub(super) struct Out<'a> {
     pub(super) first: usize,
     /// Row `r` is row `slots[r]` of the values; all of them differ.
     pub(super) slots: Option<&'a [u32]>,
+    /// Whether caches cannot hold them all, so that they are better written past those.
+    past: bool,
 }
 
 impl<'a> Out<'a> {
+    /// Rows of `width` numbers at slots, or all of them.
+    pub(super) fn new(values: &'a Disjoint<'a, f32>, width: usize, slots: Option<&'a [u32]>) -> Out<'a> {
+        Out { values, width, first: 0, slots, past: size_of::<f32>() * values.len() >= CACHE_BYTES }
+    }
+
     /// Rows from `first` on.
     pub(super) fn part(&self, first: usize) -> Out<'a> {
         Out { first: self.first + first, ..*self }
@@ -278,7 +287,8 @@ impl CpuTarget {
     pub(super) fn apply_linear(&self, x: &[f32], layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) -> Result<()> {
         let mut scratch = self.scratch();
         let Scratch { activations, workers, .. } = &mut *scratch;
-        let out = Out { values: &Disjoint::new(out), width: layer.weight.rows, first: 0, slots: None };
+        let out = Disjoint::new(out);
+        let out = Out::new(&out, layer.weight.rows, None);
         self.multiply(Rows::all(x, layer.weight.cols), layer, after, out, activations, workers)
     }
 
@@ -371,7 +381,7 @@ impl CpuTarget {
                         let y = &mut sums[m * STRIP..m * STRIP + strip.len()];
                         // SAFETY: the columns of `strip` belong to this worker alone.
                         let out = unsafe { out.piece(m, strip.clone()) };
-                        finish(&self.kernels, y, strip.clone(), layer, after, out);
+                        finish(&self.kernels, y, strip.clone(), layer, after, out, false);
                     }
                     at = strip.end;
                 }
@@ -546,8 +556,11 @@ impl CpuTarget {
         let mine = columns.start + first * PANEL..(columns.start + (first + count) * PANEL).min(columns.end);
         for (row, y) in rows.zip(sums.chunks_mut(count * PANEL)) {
             // SAFETY: the columns of these panels belong to this worker alone.
-            let out = unsafe { out.piece(row, mine.clone()) };
-            finish(&self.kernels, &mut y[..mine.len()], mine.clone(), layer, after, out);
+            let results = unsafe { out.piece(row, mine.clone()) };
+            finish(&self.kernels, &mut y[..mine.len()], mine.clone(), layer, after, results, out.past);
+        }
+        if out.past {
+            self.kernels.settle();
         }
     }
 
@@ -679,22 +692,25 @@ fn panels_of_strip(bytes: usize) -> usize {
     (PANEL_BYTES / bytes).clamp(2, PANELS_MOST) / 2 * 2
 }
 
-/// Bias and `after`, from results `y` of `columns` to `out`.
-fn finish(kernels: &Kernels, y: &mut [f32], columns: Range<usize>, layer: &Linear<CpuTarget>, after: After<'_, Vec<f32>>, out: &mut [f32]) {
+/// Bias and `after`, from results `y` of `columns` to `out`, `past` the caches where nothing is added to it.
+fn finish(
+    kernels: &Kernels,
+    y: &mut [f32],
+    columns: Range<usize>,
+    layer: &Linear<CpuTarget>,
+    after: After<'_, Vec<f32>>,
+    out: &mut [f32],
+    past: bool,
+) {
     if let Some(bias) = &layer.bias {
         kernels.add(y, &bias[columns.clone()]);
     }
     match after {
-        After::Nothing => out.copy_from_slice(y),
-        After::Gelu => {
-            kernels.gelu(y);
-            out.copy_from_slice(y);
-        }
-        After::QuickGelu => {
-            kernels.quick_gelu(y);
-            out.copy_from_slice(y);
-        }
-        After::Add => kernels.add(out, y),
-        After::ScaleAdd(scale) => kernels.add_scaled(out, &scale[columns], y),
+        After::Nothing => {}
+        After::Gelu => kernels.gelu(y),
+        After::QuickGelu => kernels.quick_gelu(y),
+        After::Add => return kernels.add(out, y),
+        After::ScaleAdd(scale) => return kernels.add_scaled(out, &scale[columns], y),
     }
+    if past { kernels.set(out, y) } else { out.copy_from_slice(y) }
 }

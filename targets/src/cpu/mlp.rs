@@ -122,14 +122,16 @@ impl CpuTarget {
             self.normalise(x, &norm.weight, &norm.bias, norm.eps, &mut normed);
             return self.apply_mlp(&normed, None, mlp, after, out);
         }
-        let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows(), first: 0, slots: None };
+        let out = Disjoint::new(out);
+        let out = Out::new(&out, mlp.down.weight.rows(), None);
         self.feed_forward(Rows { norm, ..Rows::all(x, width) }, mlp, after, out)
     }
 
     /// Rows `slot / used` of `x` to rows `slot` of `out`, for all of `slots`, which ascend and lie inside.
     pub(super) fn apply_expert(&self, x: &[f32], slots: &[u32], used: usize, mlp: &Mlp<CpuTarget>, out: &mut [f32]) -> Result<()> {
         let x = Rows { count: slots.len(), slots: Some((slots, used)), ..Rows::all(x, mlp.up.weight.cols()) };
-        let out = Out { values: &Disjoint::new(out), width: mlp.down.weight.rows(), first: 0, slots: Some(slots) };
+        let out = Disjoint::new(out);
+        let out = Out::new(&out, mlp.down.weight.rows(), Some(slots));
         self.feed_forward(x, mlp, After::Nothing, out)
     }
 
@@ -154,8 +156,8 @@ impl CpuTarget {
                 Activation::QuickGelu => After::QuickGelu,
                 Activation::SiluGate => After::Nothing,
             };
-            let up = Out { values: &Disjoint::new(hidden), width: wide, first: 0, slots: None };
-            self.multiply(x.part(first, count), &mlp.up, after_up, up, activations, workers)?;
+            let up = Disjoint::new(hidden);
+            self.multiply(x.part(first, count), &mlp.up, after_up, Out::new(&up, wide, None), activations, workers)?;
             let mut width = wide;
             if mlp.act == Activation::SiluGate {
                 width = wide / 2;

@@ -329,6 +329,19 @@ proptest! {
     }
 
     #[test]
+    fn numbers_written_past_caches(n in 0..200usize, from in 0..20usize) {
+        let y: Vec<f32> = (0..n).map(|i| i as f32 - 0.5).collect();
+        let (portable, tables) = tables();
+        for table in tables.iter().chain([&portable]) {
+            let mut x = vec![f32::NAN; from + n + 20];
+            table.set(&mut x[from..from + n], &y);
+            table.settle();
+            prop_assert_eq!(&x[from..from + n], &y[..], "{}", table.isa());
+            prop_assert!(x[..from].iter().chain(&x[from + n..]).all(|v| v.is_nan()), "{}", table.isa());
+        }
+    }
+
+    #[test]
     fn norms_and_rotations(seed: u64, n in prop_oneof![1..40usize, Just(1536usize), Just(2048)]) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();

@@ -21,6 +21,14 @@ pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// `x = y`; siblings write past the caches, for results that are larger than those. [`settle`] comes after.
+pub fn set(x: &mut [f32], y: &[f32]) {
+    x.copy_from_slice(y);
+}
+
+/// Makes sure that what [`set`] wrote is seen by other threads no later than what is written next.
+pub fn settle() {}
+
 /// `x += y`.
 #[inline(always)]
 pub fn add(x: &mut [f32], y: &[f32]) {

@@ -228,6 +228,24 @@ macro_rules! kernels {
                 }
             }
 
+            /// See [`crate::cpu::portable::act::set`].
+            #[target_feature(enable = $features)]
+            pub fn set(x: &mut [f32], y: &[f32]) {
+                // Whole vectors where a vector may begin.
+                let first = x.as_ptr().align_offset(size_of::<V>()).min(x.len());
+                let ((x_first, x), (y_first, y)) = (x.split_at_mut(first), y.split_at(first));
+                let ((x, x_rest), (y, y_rest)) = (x.as_chunks_mut::<N>(), y.as_chunks::<N>());
+                x_first.copy_from_slice(y_first);
+                x.iter_mut().zip(y).for_each(|(x, y)| store_past(x, load(y)));
+                x_rest.copy_from_slice(y_rest);
+            }
+
+            /// See [`crate::cpu::portable::act::settle`].
+            #[target_feature(enable = $features)]
+            pub fn settle() {
+                std::arch::x86_64::_mm_sfence();
+            }
+
             /// See [`crate::cpu::portable::act::add`].
             #[target_feature(enable = $features)]
             pub fn add_to(x: &mut [f32], y: &[f32]) {

@@ -29,6 +29,14 @@ pub mod avx2 {
         // SAFETY: the array holds the 8 numbers written here; `storeu` asks for no alignment.
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
     }
+    /// Past the caches, to where a vector may begin.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn store_past(x: &mut [f32; N], v: V) {
+        assert!(x.as_ptr().cast::<V>().is_aligned());
+        // SAFETY: the array holds the 8 numbers written here, and is aligned, as asserted; `settle` follows before others read.
+        unsafe { _mm256_stream_ps(x.as_mut_ptr(), v) }
+    }
     /// Half-precision numbers, widened.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -167,6 +175,14 @@ pub mod avx512 {
     pub fn store(x: &mut [f32; N], v: V) {
         // SAFETY: the array holds the 16 numbers written here; `storeu` asks for no alignment.
         unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+    }
+    /// Past the caches, to where a vector may begin.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub fn store_past(x: &mut [f32; N], v: V) {
+        assert!(x.as_ptr().cast::<V>().is_aligned());
+        // SAFETY: the array holds the 16 numbers written here, and is aligned, as asserted; `settle` follows before others read.
+        unsafe { _mm512_stream_ps(x.as_mut_ptr(), v) }
     }
     /// Half-precision numbers, widened.
     #[inline]
