@@ -52,10 +52,20 @@ struct Blocks<'a> {
     kind: Kind,
 }
 
-/// Columns of the hidden map that become codes together, at most.
+/// Numbers of the hidden map that become codes together.
 const PIECE: usize = 256;
+/// Rows ahead of the one being written whose places are asked for: they are far apart, and not in a near cache.
+const AHEAD: usize = 6;
 
-/// One row of a strip in 8 bits.
+/// Blocks that become codes together, and where each of them goes.
+struct Pieces {
+    x: [f32; PIECE],
+    to: [usize; PIECE / 32],
+    len: usize,
+    terms: [Piece; 2],
+}
+
+/// Blocks in 8 bits.
 struct Piece {
     qs: [i8; PIECE],
     d: [f32; PIECE / 32],
@@ -70,37 +80,71 @@ impl Piece {
     }
 }
 
+impl Pieces {
+    const EMPTY: Pieces = Pieces { x: [0.0; PIECE], to: [0; PIECE / 32], len: 0, terms: [Piece::EMPTY; 2] };
+}
+
 impl Blocks<'_> {
-    /// Columns of row `row` from block `first` on, whole blocks; `pieces` are scratch.
+    /// Where block `block` of row `row` is.
+    fn at(&self, row: usize, block: usize) -> usize {
+        row * self.blocks + place(block, self.blocks, LANES)
+    }
+
+    /// Asks for the places of `count` blocks of row `row` from `first` on.
+    fn ask(&self, row: usize, first: usize, count: usize) {
+        for block in first..first + count {
+            let at = self.at(row, block);
+            self.qs.ask(at * self.terms * 32);
+            self.d.ask(at);
+            self.aux.ask(at * self.kind.groups());
+        }
+    }
+
+    /// Columns of row `row` from block `first` on, whole blocks; some of them stay in `pieces`.
     ///
     /// # Safety
     /// Nobody else writes these blocks.
-    unsafe fn put(&self, kernels: &Kernels, row: usize, first: usize, x: &[f32], pieces: &mut [Piece; 2]) {
-        for (i, x) in x.chunks(PIECE).enumerate() {
-            let [high, low] = pieces;
-            match self.terms {
-                1 => kernels.quantize_q8(x, high.first(x.len())),
-                _ => kernels.quantize_fine(x, [high.first(x.len()), low.first(x.len())]),
+    unsafe fn put(&self, kernels: &Kernels, row: usize, first: usize, x: &[f32], pieces: &mut Pieces) {
+        for (b, x) in x.as_chunks::<32>().0.iter().enumerate() {
+            pieces.x.as_chunks_mut().0[pieces.len] = *x;
+            pieces.to[pieces.len] = self.at(row, first + b);
+            pieces.len += 1;
+            if pieces.len == PIECE / 32 {
+                // SAFETY: as promised by the caller.
+                unsafe { self.flush(kernels, pieces) };
             }
-            for b in 0..x.len() / 32 {
-                let at = row * self.blocks + place(first + i * (PIECE / 32) + b, self.blocks, LANES);
-                let groups = self.kind.groups();
-                // SAFETY: blocks differ in where they are stored, and the caller has this one to itself.
-                let (qs, d, aux) = unsafe {
-                    let qs = self.qs.piece(at * self.terms * 32..(at + 1) * self.terms * 32);
-                    (qs, self.d.piece(at..at + 1), self.aux.piece(at * groups..(at + 1) * groups))
-                };
-                for (qs, piece) in qs.as_chunks_mut::<32>().0.iter_mut().zip(&*pieces) {
-                    *qs = piece.qs.as_chunks().0[b];
-                }
-                // The scales that count are those of a row's last term.
-                d[0] = pieces[self.terms - 1].d[b];
-                let sums = |term: usize| pieces[term].sums.as_chunks::<2>().0[b].map(i32::from);
-                let [a, b] = if self.terms == 2 { [0, 1].map(|h| 256 * sums(0)[h] + sums(1)[h]) } else { sums(0) };
-                match aux {
-                    [both] => *both = self.kind.aux(a + b, d[0]),
-                    halves => halves.copy_from_slice(&[self.kind.aux(a, d[0]), self.kind.aux(b, d[0])]),
-                }
+        }
+    }
+
+    /// Writes the blocks in `pieces`.
+    ///
+    /// # Safety
+    /// Nobody else writes these blocks.
+    unsafe fn flush(&self, kernels: &Kernels, pieces: &mut Pieces) {
+        let Pieces { x, to, len, terms: pieces } = pieces;
+        let n = std::mem::take(len);
+        let [high, low] = pieces;
+        match self.terms {
+            1 => kernels.quantize_q8(&x[..32 * n], high.first(32 * n)),
+            _ => kernels.quantize_fine(&x[..32 * n], [high.first(32 * n), low.first(32 * n)]),
+        }
+        for (b, &at) in to[..n].iter().enumerate() {
+            let groups = self.kind.groups();
+            // SAFETY: blocks differ in where they are stored, and the caller has these to itself.
+            let (qs, d, aux) = unsafe {
+                let qs = self.qs.piece(at * self.terms * 32..(at + 1) * self.terms * 32);
+                (qs, self.d.piece(at..at + 1), self.aux.piece(at * groups..(at + 1) * groups))
+            };
+            for (qs, piece) in qs.as_chunks_mut::<32>().0.iter_mut().zip(&*pieces) {
+                *qs = piece.qs.as_chunks().0[b];
+            }
+            // The scales that count are those of a row's last term.
+            d[0] = pieces[self.terms - 1].d[b];
+            let sums = |term: usize| pieces[term].sums.as_chunks::<2>().0[b].map(i32::from);
+            let [first, second] = if self.terms == 2 { [0, 1].map(|h| 256 * sums(0)[h] + sums(1)[h]) } else { sums(0) };
+            match aux {
+                [both] => *both = self.kind.aux(first + second, d[0]),
+                halves => halves.copy_from_slice(&[self.kind.aux(first, d[0]), self.kind.aux(second, d[0])]),
             }
         }
     }
@@ -237,8 +281,13 @@ impl CpuTarget {
         };
         let finish = |sums: &mut [f32], rows: Range<usize>, panels: Range<usize>| {
             let (first, columns) = (panels.start * PANEL, panels.len() * PANEL);
-            let mut pieces = [Piece::EMPTY; 2];
-            for (row, y) in rows.zip(sums.chunks_exact_mut(halves_len * columns)) {
+            let mut pieces = Pieces::EMPTY;
+            let blocks = columns / 32;
+            rows.clone().take(AHEAD).for_each(|row| to.ask(row, first / 32, blocks));
+            for (row, y) in rows.clone().zip(sums.chunks_exact_mut(halves_len * columns)) {
+                if row + AHEAD < rows.end {
+                    to.ask(row + AHEAD, first / 32, blocks);
+                }
                 if let Some(bias) = &up.bias {
                     for (half, y) in y.chunks_exact_mut(columns).enumerate() {
                         self.kernels.add(y, &bias[half * inner + first..][..columns]);
@@ -253,6 +302,8 @@ impl CpuTarget {
                 // SAFETY: the panels, pairs of which make whole blocks, belong to this thread alone.
                 unsafe { to.put(&self.kernels, row, first / 32, y, &mut pieces) };
             }
+            // SAFETY: as above.
+            unsafe { to.flush(&self.kernels, &mut pieces) };
         };
         let weights = Weights { halves: &halves[..halves_len], rows: inner, blocks: width / 32, kind: up_kind };
         self.multiply_codes(activations.batch(rows, up_terms, 0), weights, workers, &finish)

@@ -380,6 +380,19 @@ impl<'a, T> Disjoint<'a, T> {
         self.len
     }
 
+    /// Asks for the cache line of element `i`, which will be written.
+    #[inline(always)]
+    pub fn ask(&self, i: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, which may name any address; every x86-64 processor has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(i).cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = i;
+    }
+
     /// The elements of `range`.
     ///
     /// # Safety

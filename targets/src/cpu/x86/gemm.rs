@@ -492,7 +492,8 @@ pub mod vnni {
                                 for p in 0..NR {
                                     let dot = _mm512_cvtepi32_ps(dots[r][p]);
                                     let before = blocks[r][p];
-                                    blocks[r][p] = if first + g == 0 { _mm512_mul_ps(dot, s[p]) } else { _mm512_fmadd_ps(dot, s[p], before) };
+                                    blocks[r][p] =
+                                        if first + g == 0 { _mm512_mul_ps(dot, s[p]) } else { _mm512_fmadd_ps(dot, s[p], before) };
                                 }
                             }
                         }

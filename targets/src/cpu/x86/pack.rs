@@ -51,7 +51,12 @@ impl Sixteen {
         unsafe {
             std::arch::asm!(
                 "/* {0} {1} {2} {3} {4} {5} */",
-                inout(reg) *a, inout(reg) *b, inout(reg) *c, inout(reg) *d, inout(reg) *stride, inout(reg) *three,
+                inout(reg) * a,
+                inout(reg) * b,
+                inout(reg) * c,
+                inout(reg) * d,
+                inout(reg) * stride,
+                inout(reg) * three,
                 options(pure, nomem, nostack, preserves_flags)
             );
         }
