@@ -12,10 +12,10 @@ use super::portable::attend::{Keys, ROOM, Share, Values};
 use super::portable::gemm::{Batch, Kind, PANEL, PANEL_BLOCK, Panels};
 use super::q8::{FineRow, Q8Row, Q8RowMut};
 
-/// A weight row with a row of 8-bit activations.
-type Dot<B> = unsafe fn(&[B], Q8Row<'_>) -> f32;
-/// A weight row with a row of 16-bit activations.
-type FineDot<B> = unsafe fn(&[B], FineRow<'_>) -> f32;
+/// Weight rows with a row of 8-bit activations.
+type Dot<B> = unsafe fn(&[B], Q8Row<'_>, &mut [f32]);
+/// Weight rows with a row of 16-bit activations.
+type FineDot<B> = unsafe fn(&[B], FineRow<'_>, &mut [f32]);
 /// A weight row with a row of activations.
 type FloatDot<W> = unsafe fn(&[W], &[f32]) -> f32;
 /// Weight rows into a panel.
@@ -333,26 +333,36 @@ impl Kernels {
     /// A weight row of quantised type `ty` with a row of 8-bit activations.
     ///
     /// # Panics
-    /// When the row has another length than `x`, or `ty` is a float type.
+    /// As [`Kernels::dots`].
     pub fn dot(&self, ty: GgmlType, w: &[u8], x: Q8Row<'_>) -> f32 {
+        let mut out = [0.0];
+        self.dots(ty, w, x, &mut out);
+        out[0]
+    }
+
+    /// Weight rows of quantised type `ty`, as many as there are results, each with a row of 8-bit activations.
+    ///
+    /// # Panics
+    /// When the rows have another length than `x`, or `ty` is a float type.
+    pub fn dots(&self, ty: GgmlType, w: &[u8], x: Q8Row<'_>, out: &mut [f32]) {
         use bytemuck::cast_slice as blocks;
         let k = x.qs.len();
-        assert_eq!(ty.row_bytes(k), Some(w.len()), "a row of {ty}");
+        assert_eq!(ty.row_bytes(k).map(|row| row * out.len()), Some(w.len()), "{} rows of {ty}", out.len());
         assert!(x.d.len() == k / 32 && x.sums.len() == k / 16);
-        // SAFETY: `Kernels::for_isa` builds a table only for an `Isa` this CPU reported; row and activations are
+        // SAFETY: `Kernels::for_isa` builds a table only for an `Isa` this CPU reported; rows and activations are
         // equally long, as asserted.
         unsafe {
             match ty {
-                GgmlType::Q4_0 => (self.dot_q4_0)(blocks(w), x),
-                GgmlType::Q4_1 => (self.dot_q4_1)(blocks(w), x),
-                GgmlType::Q5_0 => (self.dot_q5_0)(blocks(w), x),
-                GgmlType::Q5_1 => (self.dot_q5_1)(blocks(w), x),
-                GgmlType::Q8_0 => (self.dot_q8_0)(blocks(w), x),
-                GgmlType::Q2_K => (self.dot_q2_k)(blocks(w), x),
-                GgmlType::Q3_K => (self.dot_q3_k)(blocks(w), x),
-                GgmlType::Q4_K => (self.dot_q4_k)(blocks(w), x),
-                GgmlType::Q5_K => (self.dot_q5_k)(blocks(w), x),
-                GgmlType::Q6_K => (self.dot_q6_k)(blocks(w), x),
+                GgmlType::Q4_0 => (self.dot_q4_0)(blocks(w), x, out),
+                GgmlType::Q4_1 => (self.dot_q4_1)(blocks(w), x, out),
+                GgmlType::Q5_0 => (self.dot_q5_0)(blocks(w), x, out),
+                GgmlType::Q5_1 => (self.dot_q5_1)(blocks(w), x, out),
+                GgmlType::Q8_0 => (self.dot_q8_0)(blocks(w), x, out),
+                GgmlType::Q2_K => (self.dot_q2_k)(blocks(w), x, out),
+                GgmlType::Q3_K => (self.dot_q3_k)(blocks(w), x, out),
+                GgmlType::Q4_K => (self.dot_q4_k)(blocks(w), x, out),
+                GgmlType::Q5_K => (self.dot_q5_k)(blocks(w), x, out),
+                GgmlType::Q6_K => (self.dot_q6_k)(blocks(w), x, out),
                 GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => panic!("{ty} rows take f32 activations"),
             }
         }
@@ -361,26 +371,36 @@ impl Kernels {
     /// A weight row of quantised type `ty` with a row of 16-bit activations.
     ///
     /// # Panics
-    /// When the row has another length than `x`, or `ty` is a float type.
+    /// As [`Kernels::dots`].
     pub fn dot_fine(&self, ty: GgmlType, w: &[u8], x: FineRow<'_>) -> f32 {
+        let mut out = [0.0];
+        self.dots_fine(ty, w, x, &mut out);
+        out[0]
+    }
+
+    /// Weight rows of quantised type `ty`, as many as there are results, each with a row of 16-bit activations.
+    ///
+    /// # Panics
+    /// As [`Kernels::dots`].
+    pub fn dots_fine(&self, ty: GgmlType, w: &[u8], x: FineRow<'_>, out: &mut [f32]) {
         use bytemuck::cast_slice as blocks;
         for x in x {
-            assert_eq!(ty.row_bytes(x.qs.len()), Some(w.len()), "a row of {ty}");
+            assert_eq!(ty.row_bytes(x.qs.len()).map(|row| row * out.len()), Some(w.len()), "{} rows of {ty}", out.len());
             assert!(x.d.len() == x.qs.len() / 32 && x.sums.len() == x.qs.len() / 16);
         }
-        // SAFETY: as in `dot`, for both rows of `x`.
+        // SAFETY: as in `dots`, for both rows of `x`.
         unsafe {
             match ty {
-                GgmlType::Q4_0 => (self.fine_q4_0)(blocks(w), x),
-                GgmlType::Q4_1 => (self.fine_q4_1)(blocks(w), x),
-                GgmlType::Q5_0 => (self.fine_q5_0)(blocks(w), x),
-                GgmlType::Q5_1 => (self.fine_q5_1)(blocks(w), x),
-                GgmlType::Q8_0 => (self.fine_q8_0)(blocks(w), x),
-                GgmlType::Q2_K => (self.fine_q2_k)(blocks(w), x),
-                GgmlType::Q3_K => (self.fine_q3_k)(blocks(w), x),
-                GgmlType::Q4_K => (self.fine_q4_k)(blocks(w), x),
-                GgmlType::Q5_K => (self.fine_q5_k)(blocks(w), x),
-                GgmlType::Q6_K => (self.fine_q6_k)(blocks(w), x),
+                GgmlType::Q4_0 => (self.fine_q4_0)(blocks(w), x, out),
+                GgmlType::Q4_1 => (self.fine_q4_1)(blocks(w), x, out),
+                GgmlType::Q5_0 => (self.fine_q5_0)(blocks(w), x, out),
+                GgmlType::Q5_1 => (self.fine_q5_1)(blocks(w), x, out),
+                GgmlType::Q8_0 => (self.fine_q8_0)(blocks(w), x, out),
+                GgmlType::Q2_K => (self.fine_q2_k)(blocks(w), x, out),
+                GgmlType::Q3_K => (self.fine_q3_k)(blocks(w), x, out),
+                GgmlType::Q4_K => (self.fine_q4_k)(blocks(w), x, out),
+                GgmlType::Q5_K => (self.fine_q5_k)(blocks(w), x, out),
+                GgmlType::Q6_K => (self.fine_q6_k)(blocks(w), x, out),
                 GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => panic!("{ty} rows take f32 activations"),
             }
         }
@@ -393,7 +413,7 @@ impl Kernels {
     pub fn dot_float(&self, ty: GgmlType, w: &[u8], x: &[f32]) -> f32 {
         use bytemuck::cast_slice as numbers;
         assert_eq!(ty.row_bytes(x.len()), Some(w.len()), "a row of {ty}");
-        // SAFETY: as in `dot`.
+        // SAFETY: as in `dots`.
         unsafe {
             match ty {
                 GgmlType::F32 => (self.dot_f32)(numbers(w), x),

@@ -89,6 +89,8 @@ const BATCH_BYTES: usize = 24 << 20;
 const BATCH_LEAST: usize = 512;
 /// Weight rows whose results are finished together, when few activation rows meet them.
 const STRIP: usize = 64;
+/// Of them, rows that are multiplied with one activation row after the other.
+const ROWS: usize = 4;
 /// Bytes of unpacked weights that a thread keeps in its cache.
 const PANEL_BYTES: usize = 512 << 10;
 /// Panels of unpacked weights that a thread works on, at most.
@@ -356,25 +358,32 @@ impl CpuTarget {
                 let (mut at, end) = (mine.start.max(first), mine.end.min(first + tensor.rows()));
                 while at < end {
                     let strip = at..(at + STRIP).min(end);
-                    for (j, r) in strip.clone().enumerate() {
-                        let w = &bytes[(r - first) * row_bytes..][..row_bytes];
-                        if self.in_8_bits(ty) {
+                    if self.in_8_bits(ty) {
+                        // One activation row takes them as they come; several, while they are in the first cache.
+                        let few = if rows == 1 { STRIP } else { ROWS };
+                        for first_row in strip.clone().step_by(few) {
+                            let (from, to) = (first_row, (first_row + few).min(strip.end));
+                            let w = &bytes[(from - first) * row_bytes..(to - first) * row_bytes];
                             for m in 0..rows {
-                                sums[m * STRIP + j] = match matrix.terms {
-                                    1 => self.kernels.dot(ty, w, q8.row(m)),
-                                    _ => self.kernels.dot_fine(ty, w, [q8.row(2 * m), q8.row(2 * m + 1)]),
-                                };
+                                let sums = &mut sums[m * STRIP..][from - strip.start..to - strip.start];
+                                match matrix.terms {
+                                    1 => self.kernels.dots(ty, w, q8.row(m), sums),
+                                    _ => self.kernels.dots_fine(ty, w, [q8.row(2 * m), q8.row(2 * m + 1)], sums),
+                                }
                             }
-                            continue;
                         }
-                        let (ty, w) = if ty.is_float() {
-                            (ty, w)
-                        } else {
-                            block::dequantize(ty, w, &mut numbers[..k]);
-                            (GgmlType::F32, bytemuck::cast_slice(&numbers[..k]))
-                        };
-                        for m in 0..rows {
-                            sums[m * STRIP + j] = self.kernels.dot_float(ty, w, x.row(m));
+                    } else {
+                        for (j, r) in strip.clone().enumerate() {
+                            let w = &bytes[(r - first) * row_bytes..][..row_bytes];
+                            let (ty, w) = if ty.is_float() {
+                                (ty, w)
+                            } else {
+                                block::dequantize(ty, w, &mut numbers[..k]);
+                                (GgmlType::F32, bytemuck::cast_slice(&numbers[..k]))
+                            };
+                            for m in 0..rows {
+                                sums[m * STRIP + j] = self.kernels.dot_float(ty, w, x.row(m));
+                            }
                         }
                     }
                     for m in 0..rows {

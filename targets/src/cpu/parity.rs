@@ -167,6 +167,27 @@ proptest! {
     }
 
     #[test]
+    fn several_rows_equal_one_by_one(seed: u64, blocks in prop_oneof![Just(0usize), 1..12usize], rows in 0..5usize) {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let (portable, siblings) = tables();
+        for ty in quantised() {
+            let (k, row_bytes) = (blocks * ty.block_len(), blocks * ty.block_bytes());
+            let w = weights(&mut rng, ty, rows * blocks, Fill::Random, |rng| rng.random_range(-1.0..1.0f32));
+            let x = [activations(&mut rng, k, Fill::Random, false), activations(&mut rng, k, Fill::Random, false)];
+            for table in siblings.iter().chain([&portable]) {
+                let (mut out, mut fine) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
+                table.dots(ty, &w, x[0].view(), &mut out);
+                table.dots_fine(ty, &w, x.each_ref().map(Row::view), &mut fine);
+                for r in 0..rows {
+                    let w = &w[r * row_bytes..][..row_bytes];
+                    prop_assert_eq!(out[r], table.dot(ty, w, x[0].view()), "{} {}, row {}", ty, table.isa(), r);
+                    prop_assert_eq!(fine[r], table.dot_fine(ty, w, x.each_ref().map(Row::view)), "{} {}, row {}", ty, table.isa(), r);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn dots_with_activations_in_16_bits(seed: u64, blocks in prop_oneof![Just(0usize), 1..20usize]) {
         let mut rng = Pcg64::seed_from_u64(seed);
         let (portable, siblings) = tables();

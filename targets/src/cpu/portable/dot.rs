@@ -53,20 +53,20 @@ fn float<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
 }
 
 /// One function per quantised format.
-macro_rules! rows {
+macro_rules! dots {
     ($($name:ident, $fine:ident: $block:ty;)*) => {$(
-        /// A weight row with an activation row of equally many elements.
-        pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
-            row::<$block, false, false>(w, [x, x])
+        /// Weight rows, as many as there are results, each with an activation row of equally many elements.
+        pub fn $name(w: &[$block], x: Q8Row<'_>, out: &mut [f32]) {
+            rows::<$block, false>(w, [x, x], out);
         }
 
         /// The same with activations in 16 bits.
-        pub fn $fine(w: &[$block], x: FineRow<'_>) -> f32 {
-            row::<$block, false, true>(w, x)
+        pub fn $fine(w: &[$block], x: FineRow<'_>, out: &mut [f32]) {
+            rows::<$block, true>(w, x, out);
         }
     )*};
 }
-rows! {
+dots! {
     q4_0, fine_q4_0: BlockQ4_0;
     q4_1, fine_q4_1: BlockQ4_1;
     q5_0, fine_q5_0: BlockQ5_0;
@@ -77,6 +77,14 @@ rows! {
     q4_k, fine_q4_k: BlockQ4_K;
     q5_k, fine_q5_k: BlockQ5_K;
     q6_k, fine_q6_k: BlockQ6_K;
+}
+
+#[inline(always)]
+fn rows<B: Codes, const FINE: bool>(w: &[B], x: FineRow<'_>, out: &mut [f32]) {
+    let blocks = x[0].qs.len() / B::LEN;
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = row::<B, false, FINE>(&w[i * blocks..][..blocks], x);
+    }
 }
 
 /// The row's sum; inlined into functions compiled for wider vectors, which is what its loops are shaped for.
@@ -183,11 +191,14 @@ mod tests {
         qs[21] = -3;
         let sums = [25i16, 12];
         let x = Q8Row { qs: &qs, d: &[2.0], sums: &sums };
-        assert_eq!(q4_0(&[w], x), 0.5 * 2.0 * (7.0 * 10.0 + 8.0 * 3.0));
+        let mut out = [0.0];
+        q4_0(&[w], x, &mut out);
+        assert_eq!(out, [0.5 * 2.0 * (7.0 * 10.0 + 8.0 * 3.0)]);
         // In 16 bits: 10 · 256 + 5 at the first place, −3 · 256 − 9 at the second; the second row's scale counts.
         let mut low = [77i8; 32];
         (low[3], low[21]) = (5, -9);
         let second = Q8Row { qs: &low, d: &[0.25], sums: &[5 + 15 * 77, -9 + 15 * 77] };
-        assert_eq!(fine_q4_0(&[w], [x, second]), 0.5 * 0.25 * (7.0 * 2565.0 + 8.0 * 777.0));
+        fine_q4_0(&[w], [x, second], &mut out);
+        assert_eq!(out, [0.5 * 0.25 * (7.0 * 2565.0 + 8.0 * 777.0)]);
     }
 }

@@ -6,7 +6,7 @@
 use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
 
 use crate::cpu::portable::dot::{LANES, rest, sum, sum_without};
-use crate::cpu::portable::unpack::{half, q3_k_scales};
+use crate::cpu::portable::unpack::{Codes, half, q3_k_scales};
 use crate::cpu::q8::{FineRow, Q8Row};
 use crate::cpu::x86::opaque;
 
@@ -18,14 +18,20 @@ macro_rules! coarse_and_fine {
     ($features:literal: $($name:ident, $fine:ident: $rows:ident, $block:ty;)*) => {$(
         /// See [`crate::cpu::portable::dot`].
         #[target_feature(enable = $features)]
-        pub fn $name(w: &[$block], x: Q8Row<'_>) -> f32 {
-            $rows::<false>(w, [x, x])
+        pub fn $name(w: &[$block], x: Q8Row<'_>, out: &mut [f32]) {
+            let blocks = x.qs.len() / <$block>::LEN;
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = $rows::<false>(&w[i * blocks..][..blocks], [x, x]);
+            }
         }
 
         /// See [`crate::cpu::portable::dot`].
         #[target_feature(enable = $features)]
-        pub fn $fine(w: &[$block], x: FineRow<'_>) -> f32 {
-            $rows::<true>(w, x)
+        pub fn $fine(w: &[$block], x: FineRow<'_>, out: &mut [f32]) {
+            let blocks = x[0].qs.len() / <$block>::LEN;
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = $rows::<true>(&w[i * blocks..][..blocks], x);
+            }
         }
     )*};
 }
