@@ -45,6 +45,7 @@ impl Sixteen {
     /// The same, of which the compiler forgets how it was made: it would otherwise keep sixteen pointers, most of them on
     /// the stack.
     #[inline(always)]
+    #[allow(clippy::pointers_in_nomem_asm_block)] // there is nothing in it
     fn opaque(mut self) -> Sixteen {
         let Sixteen { fours: [a, b, c, d], stride, three } = &mut self;
         // SAFETY: no instruction at all.
