@@ -11,7 +11,7 @@ use crate::cpu::q8::{FineRow, Q8Row};
 use crate::cpu::x86::opaque;
 
 /// How far ahead of the row being read memory is asked for, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// A format's products with activations in 8 and in 16 bits, from one function over both.
 macro_rules! coarse_and_fine {
