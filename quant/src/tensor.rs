@@ -71,22 +71,26 @@ impl Bytes {
         let _ = range;
     }
 
-    /// As [`fetch`](Bytes::fetch), without the megabytes around that a system reads when a page is touched: for a small tensor
-    /// between large ones.
-    pub fn fetch_alone(&self, range: Range<usize>) {
+    /// Does `work`, which touches small parts of the file: meanwhile the system reads them without the megabytes around that it
+    /// reads otherwise. Once for many of them, because it stops whoever maps memory at the time, and waits for them.
+    pub fn sparsely<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.expect_order(false);
+        let done = work();
+        self.expect_order(true);
+        done
+    }
+
+    /// Whether the system may count on what comes next in the file being read next.
+    fn expect_order(&self, yes: bool) {
         #[cfg(unix)]
         if let Bytes::Mapped(map) = self
-            && range.start < range.end
-            && range.end <= map.len()
+            && !map.is_empty()
         {
-            // What was advised is forgotten afterwards; if the system does not care to, nothing is lost but time.
-            if map.advise_range(memmap2::Advice::Random, range.start, range.len()).is_ok() {
-                self.fetch(range.clone());
-                let _ = map.advise_range(memmap2::Advice::Normal, range.start, range.len());
-            }
+            // If the system does not care to, nothing is lost but time.
+            let _ = map.advise(if yes { memmap2::Advice::Normal } else { memmap2::Advice::Random });
         }
         #[cfg(not(unix))]
-        let _ = range;
+        let _ = yes;
     }
 
     /// The bytes themselves.
@@ -203,9 +207,9 @@ impl Tensor {
         bytemuck::cast_slice(self.bytes())
     }
 
-    /// See [`Bytes::fetch_alone`].
-    pub fn fetch_alone(&self) {
-        self.bytes.fetch_alone(self.range.clone());
+    /// See [`Bytes::fetch`].
+    pub fn fetch(&self) {
+        self.bytes.fetch(self.range.clone());
     }
 
     /// The bytes that back it, and where in them it lies.
@@ -236,7 +240,7 @@ mod tests {
         io::Write::write_all(&mut file, &data).unwrap();
         for bytes in [Bytes::map(&file).unwrap(), Bytes::owned(&data)] {
             for range in [0..0, 0..100_000, 5_000..5_001, 4_000..90_000, 9..200_000] {
-                bytes.fetch_alone(range.clone());
+                bytes.sparsely(|| bytes.fetch(range.clone()));
                 bytes.fetch(range);
             }
             assert!(bytes.as_slice() == data);

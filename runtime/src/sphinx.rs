@@ -80,7 +80,7 @@ impl<T: Target> Sphinx<T> {
         warn_of_rest(source.language());
         let kv = options.kv.unwrap_or(if params.whole_precision { KvType::F32 } else { KvType::F16 });
         let tokenizer = Tokenizer::from_gguf(source.language())?;
-        let decoder = Decoder::load(&target, source.language(), params)?;
+        let decoder = source.language().sparsely(|| Decoder::load(&target, source.language(), params))?;
         // Of a table of embeddings few rows are used, and of a mixture not all experts.
         let table = if params.tied_output { "" } else { names::TOKEN_EMBD };
         let ahead = Ahead::start(source.language(), |name| name != table && !name.contains("_exps."));
@@ -156,9 +156,9 @@ impl<T: Target> Sphinx<T> {
             return Ok(vision);
         }
         let file = self.source.open_vision()?;
-        self.vision_ahead.get_or_init(|| Ahead::start(&file, |_| true));
         let load = if self.params().is_mixture() { Vision::load_fine } else { Vision::load };
-        let vision = load(&self.target, &file)?;
+        let vision = file.sparsely(|| load(&self.target, &file))?;
+        self.vision_ahead.get_or_init(|| Ahead::start(&file, |_| true));
         if vision.dim() != self.params().dim {
             let what = format!(
                 "its rows are {} wide, the decoder of {} takes {}",

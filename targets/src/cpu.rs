@@ -241,7 +241,7 @@ impl Target for CpuTarget {
         if !tensor.ty().is_float() {
             return Err(TargetError::Type { op: "vector", tensor: tensor.name().to_owned(), ty: tensor.ty() });
         }
-        tensor.fetch_alone();
+        tensor.fetch();
         let mut values = vec![0.0; tensor.len()];
         block::dequantize(tensor.ty(), tensor.bytes(), &mut values);
         Ok(values)

@@ -119,6 +119,11 @@ impl Gguf {
         self.header.data_offset
     }
 
+    /// See [`Bytes::sparsely`].
+    pub fn sparsely<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.bytes.sparsely(work)
+    }
+
     /// Bytes of the whole file.
     pub fn file_bytes(&self) -> u64 {
         self.bytes.as_slice().len() as u64
