@@ -38,6 +38,20 @@ impl Tile {
             stride,
         }
     }
+
+    /// The same without its first block of activations in `terms` terms, with `groups` scales.
+    #[inline(always)]
+    fn next(self, terms: usize, groups: usize) -> Tile {
+        Tile {
+            qs: self.qs.wrapping_add(32 * terms),
+            d: self.d.wrapping_add(1),
+            aux: self.aux.wrapping_add(groups),
+            codes: self.codes.wrapping_add(PANEL_BLOCK),
+            s: self.s.wrapping_add(groups * PANEL),
+            m: self.m.wrapping_add(groups * PANEL),
+            ..self
+        }
+    }
 }
 
 /// Asks for the share of the panel behind `w` that comes with activation block `b`. A panel's rows are more streams
@@ -459,34 +473,37 @@ pub mod vnni {
         let at_once = if MR <= 5 { G } else { 1 };
         // SAFETY: every offset below stays inside the rows and panels that the caller promises.
         unsafe {
+            // Blocks are stored in the order in which they are taken.
+            let mut at = t;
             for l in 0..LANES {
+                let start = at;
                 let mut sums = [[_mm512_setzero_ps(); NR]; MR];
-                for b in lane(l, n, LANES) {
+                for _ in lane(l, n, LANES) {
                     // The rows behind these come from afar.
                     for r in 0..MR {
-                        _mm_prefetch::<_MM_HINT_T1>(t.qs.wrapping_add(((MR + r) * n + b) * 32 * terms));
+                        _mm_prefetch::<_MM_HINT_T1>(at.qs.wrapping_add((MR + r) * n * 32 * terms));
                     }
                     let mut blocks = [[_mm512_setzero_ps(); NR]; MR];
                     for first in (0..G).step_by(at_once) {
                         let mut dots = [[[_mm512_setzero_si512(); NR]; MR]; 2];
                         let dots = &mut dots[..at_once];
                         if FINE {
-                            steps::<MR, NR, G>(t, b * terms, first, terms, dots);
+                            steps::<MR, NR, G>(at, 0, first, terms, dots);
                             dots.as_flattened_mut().iter_mut().for_each(|dots| *dots = dots.map(|dots| _mm512_slli_epi32::<8>(dots)));
                         }
                         if !MIN {
                             for (g, dots) in dots.iter_mut().enumerate() {
                                 for r in 0..MR {
-                                    let aux = _mm512_set1_epi32(*t.aux.add((r * n + b) * G + first + g));
+                                    let aux = _mm512_set1_epi32(*at.aux.add(r * n * G + first + g));
                                     dots[r] = if FINE { dots[r].map(|dots| _mm512_add_epi32(dots, aux)) } else { [aux; NR] };
                                 }
                             }
                         }
-                        steps::<MR, NR, G>(t, b * terms + terms - 1, first, terms, dots);
+                        steps::<MR, NR, G>(at, terms - 1, first, terms, dots);
                         for (g, dots) in dots.iter().enumerate() {
                             let mut s = [_mm512_setzero_ps(); NR];
                             for p in 0..NR {
-                                s[p] = _mm512_loadu_ps(t.s.add(((p * n + b) * G + first + g) * PANEL));
+                                s[p] = _mm512_loadu_ps(at.s.add((p * n * G + first + g) * PANEL));
                             }
                             for r in 0..MR {
                                 for p in 0..NR {
@@ -499,28 +516,31 @@ pub mod vnni {
                         }
                     }
                     for r in 0..MR {
-                        let d = _mm512_set1_ps(*t.d.add(r * n + b));
+                        let d = _mm512_set1_ps(*at.d.add(r * n));
                         for p in 0..NR {
                             sums[r][p] = _mm512_fmadd_ps(blocks[r][p], d, sums[r][p]);
                         }
                     }
+                    at = at.next(terms, G);
                 }
                 // In a loop of their own, where they do not crowd out the sums of the products.
                 if MIN {
                     let mut minima = [[_mm512_setzero_ps(); NR]; MR];
-                    for b in lane(l, n, LANES) {
+                    let mut at = start;
+                    for _ in lane(l, n, LANES) {
                         for g in 0..G {
                             let mut m = [_mm512_setzero_ps(); NR];
                             for p in 0..NR {
-                                m[p] = _mm512_loadu_ps(t.m.add(((p * n + b) * G + g) * PANEL));
+                                m[p] = _mm512_loadu_ps(at.m.add((p * n * G + g) * PANEL));
                             }
                             for r in 0..MR {
-                                let x = _mm512_set1_ps(f32::from_bits(*t.aux.add((r * n + b) * G + g) as u32));
+                                let x = _mm512_set1_ps(f32::from_bits(*at.aux.add(r * n * G + g) as u32));
                                 for p in 0..NR {
                                     minima[r][p] = _mm512_fmadd_ps(m[p], x, minima[r][p]);
                                 }
                             }
                         }
+                        at = at.next(terms, G);
                     }
                     for r in 0..MR {
                         for p in 0..NR {
@@ -539,8 +559,8 @@ pub mod vnni {
         }
     }
 
-    /// Adds the products of groups from `first` on, as many as there are `dots`, of `G` of the block at `at`, of blocks of
-    /// `terms` terms.
+    /// Adds the products of groups from `first` on, as many as there are `dots`, of `G` of the tile's first block, with term
+    /// `term` of `terms`.
     ///
     /// # Safety
     /// As [`tile`].
@@ -548,16 +568,16 @@ pub mod vnni {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn steps<const MR: usize, const NR: usize, const G: usize>(
         t: Tile,
-        at: usize,
+        term: usize,
         first: usize,
         terms: usize,
         dots: &mut [[[__m512i; NR]; MR]],
     ) {
-        let (n, b) = (t.blocks, at / terms);
+        let n = t.blocks;
         // SAFETY: every offset below stays inside the rows and panels that the caller promises, and so do the features.
         unsafe {
-            let (x, row) = (t.qs.add(at * 32 + first * 16), n * terms * 32);
-            let codes: [*const u8; NR] = std::array::from_fn(|p| t.codes.add((p * n + b) * PANEL_BLOCK + first * PANEL_BLOCK / 2));
+            let (x, row) = (t.qs.add(term * 32 + first * 16), n * terms * 32);
+            let codes: [*const u8; NR] = std::array::from_fn(|p| t.codes.add(p * n * PANEL_BLOCK + first * PANEL_BLOCK / 2));
             // Pairs of panels are what time is spent on, and compilers schedule them well or half as well by chance.
             if let [one, two] = codes[..] {
                 let (codes, dots) = ([one, two], dots.as_flattened_mut().as_flattened_mut());
