@@ -781,7 +781,8 @@ pub mod vnni {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn q4_0_rows<const FINE: bool>(w: &[BlockQ4_0], x: FineRow<'_>) -> f32 {
         const EIGHT: usize = 8 * size_of::<BlockQ4_0>();
-        /// Words from `at` on of the second vector count from 32. The vectors begin with words 0, 32 and 40.
+        /// Which words to take of two vectors that begin with words `from` of the eight blocks, of nine words each; those of
+        /// the second vector are counted from 32. Words are `heads`, or codes of four blocks from `first_block` on.
         const fn words<const N: usize>(first_block: usize, from: [usize; 2], heads: bool) -> [u16; N] {
             let (mut all, mut i) = ([0; N], 0);
             while i < N {
@@ -998,8 +999,8 @@ pub mod vnni {
         k_sum(sums)
     }
 
-    /// The float part of a `Q4_K` or `Q5_K` block, `head` being its first 16 bytes, which have units, scales and minima: adds the sums of eight
-    /// sub-blocks to the first half of `sums`, and what their minima take off to the second.
+    /// The float part of a `Q4_K` or `Q5_K` block, `head` being its first 16 bytes, which have units, scales and minima: adds
+    /// the sums of eight sub-blocks to the first half of `sums`, and what their minima take off to the second.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn k_block(head: __m128i, dots: __m256i, x_d: &[f32; 8], x_sums: __m256i, sums: __m512) -> __m512 {
