@@ -140,6 +140,26 @@ fn what_follows_a_layer() {
     }
 }
 
+/// More results than are expected to stay in a cache, in rows that begin anywhere, are those of the rows alone.
+#[test]
+fn results_past_the_caches() {
+    let mut rng = Pcg64::seed_from_u64(31);
+    let (k, n, rows) = (32, 6001, 1100);
+    let w = tensor(GgmlType::Q8_0, n, k, &random(&mut rng, n * k));
+    let x = random(&mut rng, rows * k);
+    for t in targets() {
+        let layer = Linear { weight: t.matrix(std::slice::from_ref(&w)).unwrap(), bias: None };
+        let mut out = filled(&t, &vec![f32::NAN; rows * n], n);
+        t.linear(&filled(&t, &x, k), &layer, After::Nothing, &mut out).unwrap();
+        assert!(out.values().iter().all(|v| v.is_finite()), "{}", t.name());
+        for r in [0, 1, 35, 36, rows / 2, rows - 1] {
+            let mut alone = t.buffer(1, n).unwrap();
+            t.linear(&filled(&t, &x[r * k..][..k], k), &layer, After::Nothing, &mut alone).unwrap();
+            assert!(out.values()[r * n..][..n] == *alone.values(), "{} row {r}", t.name());
+        }
+    }
+}
+
 #[test]
 fn feed_forward_parts_in_tiles() {
     let mut rng = Pcg64::seed_from_u64(4);
