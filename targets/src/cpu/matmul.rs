@@ -473,7 +473,8 @@ impl CpuTarget {
             worker.sums.at_least(TILE * panels * PANEL, "results of a linear layer")?;
         }
         let panels = weight_rows.div_ceil(PANEL);
-        // As even as they can be: kernels need some rows to have enough to do at the same time.
+        // As even as they can be: kernels need some rows to have enough to do at the same time. Those of two scales go best by
+        // fives, the largest tile whose sums registers hold.
         let tile = x.rows.div_ceil(x.rows.div_ceil(TILE)).next_multiple_of(if kind.sixteen { 5 } else { 1 }).min(TILE);
         // Pairs, which make a block of activations.
         self.pool.run_evenly(panels.div_ceil(2), strip / 2, &|thread, mine| {

@@ -628,6 +628,8 @@ pub mod vnni {
             rows_by_two!($name $([$(($step $rows))*] $rows)*);
         )*};
         ($name:ident $([$(($step:literal [$($row:tt)*]))*] [$($x:literal $first:ident $second:ident),*])*) => {
+            /// Adds the products of as many steps and rows as it is named after to `dots`, two for each row.
+            ///
             /// # Safety
             /// `x` points to codes of a row, the others follow `row` bytes apart, and `codes` to those of two panels: 4 of
             /// each row and 64 of each panel for every step.

@@ -26,6 +26,7 @@ const AHEAD: usize = 256;
 struct Sixteen {
     fours: [*const u8; 4],
     stride: usize,
+    /// Three strides, which no addressing mode makes of one.
     three: usize,
 }
 
