@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Trains projection, tags and decoder on the features of trained encoders. Resumes from WORK/NAME.pt.
+
+    python decoder.py WORK --minutes 60                      the dense member
+    python decoder.py WORK --minutes 60 --experts 8          the mixture
+
+Features of the training pictures are computed once and kept in WORK/features.npy (f16, 0.26 MB a picture). A sequence is one
+picture and a dozen questions: each question sees the picture and the system text, none of the others, and has the positions it
+would have alone, so that the picture's part is computed once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import scenes as S
+from model import Config, Decoder, Towers
+from tokenizer import SYSTEM, prompt
+
+IMAGE_ROWS = 259
+BALANCE = 0.01  # weight of the load-balancing loss
+
+
+def features(work: Path, towers: Towers, split: str, n: int) -> np.ndarray:
+    """`[n, 257, F]` half precision, mapped; made by the first call and continued by later ones."""
+    width = 512
+    file, done = work / f"features-{split}.npy", work / f"features-{split}.done"
+    if not file.exists():
+        np.lib.format.open_memmap(file, "w+", np.float16, (n, 257, width)).flush()
+        done.write_text("0")
+    store = np.lib.format.open_memmap(file, "r+")
+    have, step = int(done.read_text()), 20
+    n = min(n, len(store))
+    if have < n:
+        stream = data.stream(split, have, step)
+        while have < n:
+            _, (squares, _, _) = next(stream)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                y = torch.cat(towers(torch.from_numpy(squares)), -1)
+            m = min(step, n - have)
+            store[have: have + m] = y[:m].half().numpy()
+            have += m
+            done.write_text(str(have))
+            if have % 2000 == 0:
+                print(f"features {split}: {have}", flush=True)
+    return store
+
+
+class Asker:
+    """Questions to token sequences."""
+
+    def __init__(self, model: Path):
+        self.sp = spm.SentencePieceProcessor(model_file=str(model))
+        self.prefix = [self.sp.bos_id()] + self.sp.encode(f"{SYSTEM}\n\n### Human:")
+
+    def branch(self, q: S.Question) -> tuple[list[int], int]:
+        """What follows the common prefix, up to the end of the reply, and where the answer begins."""
+        asked = [self.sp.bos_id()] + self.sp.encode(prompt(q.question))
+        whole = [self.sp.bos_id()] + self.sp.encode(f"{prompt(q.question)} {q.answer}\n###")
+        assert asked[: len(self.prefix)] == self.prefix and whole[: len(asked)] == asked, q
+        return whole[len(self.prefix):], len(asked) - len(self.prefix)
+
+    def pack(self, many: list[list[S.Question]]) -> dict[str, torch.Tensor]:
+        """Sequences `[B, T]` over prefix and branches; the picture's rows stand between the first id and the second."""
+        head = len(self.prefix) - 1 + IMAGE_ROWS  # position of the prefix's last row
+        rows = []
+        for qs in many:
+            ids, position, branch, target, weight = [], [], [], [], []
+            for k, q in enumerate(qs):
+                text, begins = self.branch(q)
+                n = len(text) - begins
+                ids += text[:-1]
+                position += range(head + 1, head + len(text))
+                branch += [k + 1] * (len(text) - 1)
+                target += [-100] * (begins - 1) + text[begins:]
+                weight += [0.0] * (begins - 1) + [n ** -0.5] * n
+            rows.append((ids, position, branch, target, weight))
+        longest = max(len(r[0]) for r in rows)
+        pad = (0, 0, -1, -100, 0.0)
+        ids, position, branch, target, weight = (torch.tensor([r[i] + [pad[i]] * (longest - len(r[0])) for r in rows]) for i in range(5))
+        whole = torch.cat([torch.zeros(len(rows), head + 1, dtype=torch.long), branch], 1)
+        order = torch.arange(whole.shape[1])
+        mask = (order[:, None] >= order) & ((whole[:, None, :] == 0) | (whole[:, None, :] == whole[:, :, None]))
+        positions = torch.cat([torch.arange(head + 1).expand(len(rows), -1), position], 1)
+        return {"ids": ids, "positions": positions, "mask": mask[:, None], "target": target, "weight": weight, "branch": branch}
+
+
+def run(decoder: Decoder, asker: Asker, seen: torch.Tensor, packed: dict, balance=None) -> torch.Tensor:
+    """Logits `[B, T, vocab]` of the branches' rows."""
+    prefix = decoder.tok_embeddings(torch.tensor(asker.prefix)).expand(len(seen), -1, -1)
+    x = torch.cat([prefix[:, :1], decoder.rows(seen), prefix[:, 1:], decoder.tok_embeddings(packed["ids"])], 1)
+    x = decoder(x, packed["positions"], packed["mask"], balance=balance)
+    return decoder.output(x[:, -packed["ids"].shape[1]:])
+
+
+def right(logits, packed) -> list[list[bool]]:
+    """Per picture and question: would greedy decoding give the answer, and stop after it?"""
+    good = (logits.argmax(-1) == packed["target"]) | (packed["target"] < 0)
+    return [[bool(good[b][packed["branch"][b] == k].all()) for k in range(1, int(packed["branch"][b].max()) + 1)] for b in range(len(good))]
+
+
+def balance_loss(routed) -> torch.Tensor:
+    """Experts · Σ over experts of share of choices × mean probability: 1 when both are even."""
+    total = 0.0
+    for p, ids in routed:
+        e = p.shape[-1]
+        share = torch.bincount(ids.flatten(), minlength=e).float() / ids.numel()
+        total = total + e * (share * p.mean(0)).sum()
+    return total / len(routed)
+
+
+def score(decoder, asker, seen, rows) -> dict[str, float]:
+    """Accuracy on rows of `scenes.dataset`, by type."""
+    by: dict[str, list[bool]] = {}
+    pictures = sorted({i for i, _ in rows})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for at in range(0, len(pictures), 10):
+            some = pictures[at: at + 10]
+            many = [[q for i, q in rows if i == p] for p in some]
+            packed = asker.pack(many)
+            logits = run(decoder, asker, torch.from_numpy(seen[some].astype(np.float32)), packed)
+            for qs, oks in zip(many, right(logits, packed)):
+                for q, ok in zip(qs, oks):
+                    for key in ("all", q.type, *(("core",) if q.type in S.CORE else ()), *(("foreign",) if q.language != "en" else ())):
+                        by.setdefault(key, []).append(ok)
+    return {k: round(100 * sum(v) / len(v), 1) for k, v in sorted(by.items())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--experts", type=int, default=0)
+    parser.add_argument("--pictures", type=int, default=16000)
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--name", default=None)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    cfg = Config(experts=args.experts)
+    name = args.name or ("moe" if args.experts else "dense")
+    towers = Towers(cfg)
+    towers.load_state_dict(torch.load(args.work / "towers.pt")["towers"])
+    towers.eval()
+    asker = Asker(args.work / "tokenizer.model")
+    val = features(args.work, towers, "val", 100)
+    rows = S.dataset("val", 100)
+    seen = features(args.work, towers, "train", args.pictures)
+    decoder = Decoder(cfg)
+    smooth = Decoder(cfg)  # mean of the last few hundred steps' weights
+    smooth.load_state_dict(decoder.state_dict())
+    parameters = list(decoder.parameters())
+    optimiser = torch.optim.AdamW([{"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.03},
+                                   {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}], lr=args.rate, betas=(0.9, 0.98))
+    file, spent, step = args.work / f"{name}.pt", 0.0, 0
+    if file.exists():
+        state = torch.load(file)
+        decoder.load_state_dict(state["decoder"]); smooth.load_state_dict(state["smooth"]); optimiser.load_state_dict(state["optimiser"])
+        spent, step = state["spent"], state["step"]
+    last = saved = time.time()
+    mean = 0.0
+    while spent < 60 * args.minutes:
+        part = spent / (60 * args.minutes)
+        rate = args.rate * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        rng = np.random.default_rng(step)
+        some = np.sort(rng.choice(len(seen), args.batch, replace=False))
+        packed = asker.pack([data.picked(int(i), args.questions, seed=step) for i in some])
+        routed = [] if args.experts else None
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = run(decoder, asker, torch.from_numpy(seen[some].astype(np.float32)), packed, routed).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), packed["target"].flatten(), ignore_index=-100, reduction="none")
+        loss = (loss * packed["weight"].flatten()).sum() / packed["weight"].sum()
+        total = loss + BALANCE * balance_loss(routed) if routed else loss
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step += 1
+        with torch.no_grad():
+            keep = min(0.998, step / (step + 20))
+            for s, p in zip(smooth.parameters(), parameters):
+                s.lerp_(p, 1 - keep)
+        now = time.time()
+        spent, last = spent + min(now - last, 10.0), now  # a pause is not work
+        mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
+        done = spent >= 60 * args.minutes
+        if step % 50 == 0 or done:
+            print(f"{spent / 60:.1f} min, step {step}, loss {mean:.4f}, rate {rate:.2e} {score(smooth, asker, val, rows) if step % 500 == 0 or done else ''}", flush=True)
+        if now - saved > 300 or done:
+            torch.save({"decoder": decoder.state_dict(), "smooth": smooth.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step}, file.with_suffix(".new"))
+            file.with_suffix(".new").rename(file)
+            saved = now
+
+
+if __name__ == "__main__":
+    main()
