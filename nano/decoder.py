@@ -2,7 +2,8 @@
 """Trains projection, tags and decoder on the features of trained encoders. Resumes from WORK/NAME.pt.
 
     python decoder.py WORK --minutes 60                      the dense member
-    python decoder.py WORK --minutes 60 --experts 8          the mixture
+    python decoder.py WORK --minutes 60 --experts 8 --start dense
+                                     the mixture, its experts from noise and all else from the trained dense member
 
 Features of the training pictures are computed once and kept in WORK/features.npy (f16, 0.26 MB a picture). A sequence is one
 picture and a dozen questions: each question sees the picture and the system text, none of the others, and has the positions it
@@ -141,11 +142,12 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--experts", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=16000)
+    parser.add_argument("--pictures", type=int, default=12000)
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--name", default=None)
+    parser.add_argument("--name", default=None, help="of the file in WORK; default dense, or moe with experts")
+    parser.add_argument("--start", default=None, help="take from WORK/START.pt what fits, when there is nothing to resume")
     args = parser.parse_args()
     torch.manual_seed(0)
     cfg = Config(experts=args.experts)
@@ -158,6 +160,10 @@ def main() -> None:
     rows = S.dataset("val", 100)
     seen = features(args.work, towers, "train", args.pictures)
     decoder = Decoder(cfg)
+    if args.start:
+        fits = {k: v for k, v in torch.load(args.work / f"{args.start}.pt")["smooth"].items() if k in decoder.state_dict()}
+        fits = {k: v for k, v in fits.items() if v.shape == decoder.state_dict()[k].shape}
+        decoder.load_state_dict(fits, strict=False)
     smooth = Decoder(cfg)  # mean of the last few hundred steps' weights
     smooth.load_state_dict(decoder.state_dict())
     parameters = list(decoder.parameters())
