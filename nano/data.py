@@ -15,6 +15,7 @@ SIDE, GRID = 512, 16
 # Classes of a cell's heads; 0 is "nothing".
 HEADS = {"kind": 2 + len(S.SHAPES), "colour": 1 + len(S.COLOURS), "size": 1 + len(S.SIZES), "mark": 5, "place": 10, "text": 1 + len(S.TEXTS),
          "letter": 37}
+NAMELESS = -100  # the class of a colour that has no name: nothing is learnt from it
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Facts of a whole picture: number of shapes (5 classes), then yes or no for colours, shapes and places.
 FACTS = len(S.COLOURS) + len(S.SHAPES) + 9
@@ -48,7 +49,8 @@ def labels(scene: S.Scene) -> tuple[np.ndarray, np.ndarray]:
         if item is scene.text:
             values = (1 + len(S.SHAPES), 1 + list(S.COLOURS).index(item.colour), 0, 0, 1 + item.place, 1 + S.TEXTS.index(item.kind))
         else:
-            values = (1 + S.SHAPES.index(item.kind), 1 + list(S.COLOURS).index(item.colour), 1 + list(S.SIZES).index(item.size),
+            colour = 1 + list(S.COLOURS).index(item.colour) if item.colour else NAMELESS
+            values = (1 + S.SHAPES.index(item.kind), colour, 1 + list(S.SIZES).index(item.size),
                       item.mark, 1 + item.place, 0)
         for head, value in enumerate(values):
             out[head][mine] = value
@@ -60,7 +62,9 @@ def labels(scene: S.Scene) -> tuple[np.ndarray, np.ndarray]:
     facts = np.zeros(1 + FACTS, np.int64)
     facts[0] = len(scene.shapes)
     for item in scene.shapes:
-        for at in (list(S.COLOURS).index(item.colour), len(S.COLOURS) + S.SHAPES.index(item.kind), len(S.COLOURS) + len(S.SHAPES) + item.place):
+        if item.colour:
+            facts[1 + list(S.COLOURS).index(item.colour)] = 1
+        for at in (len(S.COLOURS) + S.SHAPES.index(item.kind), len(S.COLOURS) + len(S.SHAPES) + item.place):
             facts[1 + at] = 1
     return out, facts
 
@@ -90,7 +94,11 @@ def stream(split: str, start: int, n: int, workers: int = 1):
         yield queue.get()
 
 
+# What is hardest to learn is asked most.
+TRAINING = S.WEIGHTS | {"where": 2.2, "mark": 2.8, "colour": 2.0, "relation": 1.8, "text": 0.8, "count": 0.8}
+
+
 def picked(index: int, n: int, seed: int = 0) -> list[S.Question]:
     """`n` training questions about training scene `index`."""
     rng = random.Random(f"ask {index} {seed}")
-    return S.choose(S.questions(S.scene("train", index)), rng, n, 0.13)
+    return S.choose(S.questions(S.scene("train", index)), rng, n, 0.13, TRAINING)

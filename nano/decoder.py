@@ -143,10 +143,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--experts", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=12000)
-    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--name", default=None, help="of the file in WORK; default dense, or moe with experts")
+    parser.add_argument("--again", action="store_true", help="start the schedule anew from the weights that are there")
     parser.add_argument("--start", default=None, help="take from WORK/START.pt what fits, when there is nothing to resume")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -167,19 +168,25 @@ def main() -> None:
     smooth = Decoder(cfg)  # mean of the last few hundred steps' weights
     smooth.load_state_dict(decoder.state_dict())
     parameters = list(decoder.parameters())
-    optimiser = torch.optim.AdamW([{"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.03},
-                                   {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}], lr=args.rate, betas=(0.9, 0.98))
+    # Muon for the layers' matrices, AdamW for embeddings, norms and stacks of experts; the same rate suits both.
+    matrices = [p for n, p in decoder.named_parameters() if p.dim() == 2 and n.startswith("layers") and "gate" not in n]
+    others = [p for p in parameters if not any(p is m for m in matrices)]
+    optimisers = [torch.optim.Muon(matrices, lr=args.rate, weight_decay=0.03, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW([{"params": [p for p in others if p.dim() > 1], "weight_decay": 0.03},
+                                     {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0}], lr=args.rate, betas=(0.9, 0.98))]
     file, spent, step = args.work / f"{name}.pt", 0.0, 0
     if file.exists():
         state = torch.load(file)
-        decoder.load_state_dict(state["decoder"]); smooth.load_state_dict(state["smooth"]); optimiser.load_state_dict(state["optimiser"])
-        spent, step = state["spent"], state["step"]
+        decoder.load_state_dict(state["decoder"]); smooth.load_state_dict(state["smooth"])
+        for o, kept in zip(optimisers, state.get("optimisers", [])):
+            o.load_state_dict(kept)
+        spent, step = (0.0, state["step"]) if args.again else (state["spent"], state["step"])
     last = saved = time.time()
     mean = 0.0
     while spent < 60 * args.minutes:
         part = spent / (60 * args.minutes)
         rate = args.rate * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-        for group in optimiser.param_groups:
+        for group in (g for o in optimisers for g in o.param_groups):
             group["lr"] = rate
         rng = np.random.default_rng(step)
         some = np.sort(rng.choice(len(seen), args.batch, replace=False))
@@ -190,10 +197,11 @@ def main() -> None:
         loss = F.cross_entropy(logits.flatten(0, 1), packed["target"].flatten(), ignore_index=-100, reduction="none")
         loss = (loss * packed["weight"].flatten()).sum() / packed["weight"].sum()
         total = loss + BALANCE * balance_loss(routed) if routed else loss
-        optimiser.zero_grad(set_to_none=True)
+        decoder.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        for o in optimisers:
+            o.step()
         step += 1
         with torch.no_grad():
             keep = min(0.998, step / (step + 20))
@@ -201,12 +209,12 @@ def main() -> None:
                 s.lerp_(p, 1 - keep)
         now = time.time()
         spent, last = spent + min(now - last, 10.0), now  # a pause is not work
-        mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
+        mean = loss.item() if mean == 0.0 else 0.98 * mean + 0.02 * loss.item()
         done = spent >= 60 * args.minutes
         if step % 50 == 0 or done:
             print(f"{spent / 60:.1f} min, step {step}, loss {mean:.4f}, rate {rate:.2e} {score(smooth, asker, val, rows) if step % 500 == 0 or done else ''}", flush=True)
         if now - saved > 300 or done:
-            torch.save({"decoder": decoder.state_dict(), "smooth": smooth.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step}, file.with_suffix(".new"))
+            torch.save({"decoder": decoder.state_dict(), "smooth": smooth.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "spent": spent, "step": step}, file.with_suffix(".new"))
             file.with_suffix(".new").rename(file)
             saved = now
 

@@ -32,6 +32,7 @@ WORDS = ("CAT", "DOG", "SUN", "STOP", "EXIT", "OPEN", "HELLO", "TAXI", "MILK", "
 DIGITS = tuple("0123456789")
 TEXTS = DIGITS + WORDS
 
+# Pairs of colour and shape that one split has to itself.
 HELD_OUT = {
     "test": {("red", "star"), ("blue", "triangle"), ("green", "ring"), ("yellow", "cross"), ("purple", "square"), ("orange", "circle")},
     "val": {("white", "star"), ("black", "ring"), ("red", "square"), ("green", "circle")},
@@ -128,6 +129,15 @@ def scene(split: str, index: int) -> Scene:
     sizes = ("medium", "large") if extra == "marks" else tuple(SIZES)
     shapes = [Item(s, c, rng.choice(sizes), places[i], turn=rng.uniform(-18, 18), rgb=jitter(rng, COLOURS[c], 16))
               for i, (c, s) in enumerate(chosen)]
+    if split == "towers":
+        # Half of the shapes have any colour at all and no name for it, so that a shape is not told by which colours it comes in.
+        # None is near a colour that the shape never has in training.
+        for item in shapes:
+            rgb = tuple(rng.randrange(256) for _ in range(3))
+            apart = min(distance(rgb, g) for g in (ground["a"], ground["b"])) > 90
+            named = any(distance(rgb, COLOURS[c]) < 75 for c, kind in banned if kind == item.kind)
+            if apart and not named and rng.random() < 0.7:
+                item.colour, item.rgb = "", rgb
     if extra == "marks":
         for item, mark in zip(shapes, rng.sample(range(1, n + 1), n)):
             item.mark = mark
@@ -375,7 +385,7 @@ WEIGHTS = {"caption": 1.2, "colour": 1.4, "shape": 1.4, "size": 0.6, "count": 1.
            "mark": 2.0, "exists": 0.7}
 
 
-def choose(pool: list[Question], rng: random.Random, n: int, foreign: float) -> list[Question]:
+def choose(pool: list[Question], rng: random.Random, n: int, foreign: float, weights: dict[str, float] = WEIGHTS) -> list[Question]:
     """`n` different questions, types by their weights, a share of them in another language."""
     groups: dict[tuple[str, bool], list[Question]] = {}
     for q in pool:
@@ -383,7 +393,7 @@ def choose(pool: list[Question], rng: random.Random, n: int, foreign: float) -> 
     out: list[Question] = []
     while len(out) < n and groups:
         keys = list(groups)
-        weight = [WEIGHTS[t] * (foreign / 0.35 if f else 1 - foreign) for t, f in keys]
+        weight = [weights[t] * (foreign / 0.35 if f else 1 - foreign) for t, f in keys]
         key = rng.choices(keys, weight)[0]
         out.append(groups[key].pop(rng.randrange(len(groups[key]))))
         if not groups[key]:

@@ -45,7 +45,10 @@ class Heads(nn.Module):
             weight, scale = thing + 0.15, 1.0
             if list(data.HEADS)[head] in SMALL_PRINT:
                 weight, scale = (target > 0).float() + 0.05, print_weight
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(weight)
+            elif head == KIND:
+                scale = 2.0
+            weight = torch.where(target == data.NAMELESS, 0.0, weight)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none", ignore_index=data.NAMELESS).view_as(weight)
             total = total + scale * (loss * weight).sum() / weight.sum()
         return total
 
@@ -96,8 +99,8 @@ def main() -> None:
         if args.again:  # a new schedule from trained weights
             state["spent"], state["step"] = 0.0, 0
         towers.load_state_dict(state["towers"])
+        heads.load_state_dict(state["heads"])
         if not args.again:
-            heads.load_state_dict(state["heads"])
             optimiser.load_state_dict(state["optimiser"])
         spent, step = state["spent"], state["step"]
     squares, truth, facts = (torch.from_numpy(p) for p in data.batch("val", 0, 64))
@@ -139,7 +142,7 @@ def main() -> None:
         step += 1
         now = time.time()
         spent, last = spent + min(now - last, 10.0), now  # a pause is not work
-        mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
+        mean = loss.item() if mean == 0.0 else 0.98 * mean + 0.02 * loss.item()
         done = spent >= 60 * args.minutes
         if step % 100 == 0 or done:
             print(f"{spent / 60:.1f} min, step {step}, loss {mean:.3f}, rate {rate:.2e}, {accuracy(towers, heads, truth, squares, facts) if step % 300 == 0 or done else ''}", flush=True)

@@ -11,7 +11,7 @@ use crate::device::Device;
 #[derive(Debug, Parser)]
 #[command(name = "sphinx", version, max_term_width = 110, propagate_version = true)]
 #[command(after_help = "First steps:
-  sphinx demo                                    converts and runs a tiny random model; needs no file
+  sphinx demo                                    converts a built-in toy model and asks it; needs no file
   sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf    a checkpoint directory becomes two GGUF files
   sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"")]
 pub struct Cli {
@@ -54,7 +54,9 @@ pub enum Command {
     Bench(BenchArgs),
     /// Write a random model of nano or true size, as a checkpoint directory or as GGUF.
     Synth(SynthArgs),
-    /// Convert and run a tiny random model: needs no file and no network.
+    /// Score a model, or every precision of a checkpoint, on questions with known answers.
+    Eval(EvalArgs),
+    /// Convert the built-in toy model and ask it about pictures: needs no file and no network.
     Demo(DemoArgs),
     /// What this machine is, which kernels were chosen, how fast memory and disk are, what fits.
     Doctor(DoctorArgs),
@@ -651,14 +653,102 @@ pub struct SynthArgs {
     pub force: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DatasetArg {
+    /// JSON lines with question, image, answer, and choices where there are any.
+    Jsonl,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScoringArg {
+    /// The same text.
+    Exact,
+    /// The letter of a choice, or its text.
+    Choice,
+    /// Yes or no.
+    YesNo,
+    /// A number, give or take --epsilon.
+    Number,
+    /// No reply: which choice the model finds likeliest per token.
+    Likelihood,
+}
+
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx eval tiny.gguf --dataset jsonl questions.jsonl
+  sphinx eval tiny-q4.gguf --dataset jsonl questions.jsonl --against tiny-f16.gguf       and how far it is from another
+  sphinx eval SPHINX-Tiny/ --dataset jsonl questions.jsonl --quant F16,Q4_K_M --vision-quant F16,Q8_0
+                                     what quantising costs: every pair of precisions, each against F16
+  sphinx eval nano/dense --dataset jsonl nano/test.jsonl                                 the toy model that sphinx demo asks
+
+A line of the data: {\"id\": 7, \"image\": \"a.png\", \"question\": \"Where is it?\", \"answer\": \"left\", \"category\": \"where\"};
+choices is a list of answers to choose from. Replies are greedy. A reply that cannot be read is wrong, and counted as unread.")]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The questions.
+    #[arg(value_name = "PATH")]
+    pub data: PathBuf,
+    /// What kind of data set it is.
+    #[arg(long, value_enum)]
+    pub dataset: DatasetArg,
+    /// With a checkpoint directory: precisions of the language model to try; default F16.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',')]
+    pub quant: Vec<String>,
+    /// With a checkpoint directory: precisions of the encoders to try; default F16.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',')]
+    pub vision_quant: Vec<String>,
+    /// Another model of the same vocabulary, to say how far this one's answers are from its: KL divergence and top-1 agreement
+    /// over the tokens of the right answer, with the picture in context. A checkpoint's precisions are held against its F16.
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<PathBuf>,
+    /// What makes a reply right; default: choice where a row has choices, exact otherwise.
+    #[arg(long, value_enum)]
+    pub scoring: Option<ScoringArg>,
+    /// How far a number may be off.
+    #[arg(long, value_name = "X", default_value = "0", value_parser = error_bound)]
+    pub epsilon: f64,
+    /// Longest reply, in tokens.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
+    pub max_tokens: usize,
+    /// The first N questions only.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub limit: Option<usize>,
+    /// Fields of the rows to tell results by.
+    #[arg(long, value_name = "FIELD,FIELD,…", value_delimiter = ',', default_value = "category,language")]
+    pub by: Vec<String>,
+    /// Write one record per answer to this file (JSON lines).
+    #[arg(short, long, value_name = "FILE.jsonl")]
+    pub output: Option<PathBuf>,
+    /// Go on where an interrupted run with the same --output stopped.
+    #[arg(long, requires = "output")]
+    pub resume: bool,
+    /// Where a checkpoint's conversions lie for as long as it takes; default: the system's temporary folder.
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub force: bool,
+    /// Tables in Markdown.
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
+    /// Results as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx demo
+  sphinx demo --image drawing.png -p \"What shape is red?\"      a few filled shapes on a plain ground, drawn by you
+  sphinx demo --json                                           questions, answers and what would have been right")]
 pub struct DemoArgs {
-    /// A picture of your own instead of the built-in one.
+    /// A picture of your own instead of the built-in ones.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// The question.
-    #[arg(short, long, default_value = "What's in the image?")]
-    pub prompt: String,
+    /// A question of your own; about the first built-in picture if no other is given.
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
     /// What happened, as JSON on standard output.
     #[arg(long)]
     pub json: bool,

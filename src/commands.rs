@@ -8,6 +8,7 @@ pub mod convert;
 pub mod demo;
 pub mod doctor;
 pub mod embed;
+pub mod eval;
 pub mod imatrix;
 pub mod inspect;
 pub mod logits;

@@ -1,7 +1,7 @@
 //! Rows of a data set: JSON lines with a question, pictures and an answer.
 //!
 //! A row is an object with `question` (or `text`), and where it has them `id`, `image` or `images`, `choices` and `answer`. A
-//! picture is a path, taken from the folder of the file, or a `data:` URI. Other fields are left alone.
+//! picture is a path, taken from the folder of the file, or a `data:` URI. By other fields rows can be grouped.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,7 +11,7 @@ use anyhow::Result;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sphinx_runtime::Picture;
 
 use crate::failure::{Failure, shown};
@@ -35,6 +35,12 @@ pub struct Row {
     /// The answer, whatever it is.
     #[serde(default)]
     answer: Option<Value>,
+    /// Answers to choose from.
+    #[serde(default)]
+    choices: Option<Vec<Value>>,
+    /// Everything else in the row.
+    #[serde(flatten)]
+    other: Map<String, Value>,
     /// The line it stands on, from 1.
     #[serde(skip)]
     pub line: usize,
@@ -43,11 +49,31 @@ pub struct Row {
 impl Row {
     /// The answer as text.
     pub fn answer(&self) -> Option<String> {
-        match self.answer.as_ref()? {
-            Value::Null => None,
-            Value::String(text) => Some(text.clone()),
-            other => Some(other.to_string()),
-        }
+        self.answer.as_ref().and_then(plain)
+    }
+
+    /// What there is to choose from.
+    pub fn choices(&self) -> Vec<String> {
+        self.choices.iter().flatten().filter_map(plain).collect()
+    }
+
+    /// What stands in `field`, as text; the row's `id` and `split` among them.
+    pub fn field(&self, field: &str) -> Option<String> {
+        self.other.get(field).and_then(plain)
+    }
+
+    /// Where its pictures are, as the row says it.
+    pub fn picture_names(&self) -> impl Iterator<Item = &String> {
+        self.image.iter().filter(|i| !i.is_empty()).chain(&self.images)
+    }
+}
+
+/// A value as text; nothing of `null`.
+fn plain(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
     }
 }
 
@@ -93,7 +119,7 @@ impl Rows {
 
     /// The row's pictures, in order.
     pub fn pictures(&self, row: &Row) -> Result<Vec<Picture>> {
-        row.image.iter().filter(|i| !i.is_empty()).chain(&row.images).map(|image| self.picture(row.line, image)).collect()
+        row.picture_names().map(|image| self.picture(row.line, image)).collect()
     }
 
     fn picture(&self, line: usize, image: &str) -> Result<Picture> {
@@ -107,7 +133,8 @@ impl Rows {
         Ok(Picture::from_bytes(&bytes, &format!("{} line {line}", self.path.display()))?)
     }
 
-    fn bad(&self, line: usize, what: String) -> anyhow::Error {
+    /// The error of a row that cannot be used.
+    pub fn bad(&self, line: usize, what: String) -> anyhow::Error {
         Failure::invalid(format!("{} line {line}: {what} — a row is {{\"question\": …, \"image\": …, \"answer\": …}}", shown(&self.path)))
     }
 }
@@ -129,7 +156,7 @@ mod tests {
         let gif = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
         let text = format!(
             "{{\"id\": 1, \"question\": \"Who?\", \"answer\": \"me\", \"split\": \"test\"}}\n\n\
-             {{\"question\": \"What?\", \"image\": \"data:image/gif;base64,{gif}\", \"answer\": 2}}\n{{\"text\": \"Plain.\"}}"
+             {{\"question\": \"What?\", \"image\": \"data:image/gif;base64,{gif}\", \"answer\": 2, \"choices\": [2, \"two\"]}}\n{{\"text\": \"Plain.\"}}"
         );
         let (_folder, mut rows) = rows(text.as_bytes());
         let first = rows.next().unwrap().unwrap();
@@ -137,6 +164,8 @@ mod tests {
         assert!(rows.pictures(&first).unwrap().is_empty());
         let second = rows.next().unwrap().unwrap();
         assert_eq!((second.answer().as_deref(), second.line), (Some("2"), 3));
+        assert_eq!((first.field("split").as_deref(), first.field("id").as_deref(), first.field("none")), (Some("test"), Some("1"), None));
+        assert_eq!((first.choices(), second.choices()), (vec![], vec!["2".to_owned(), "two".to_owned()]));
         let pictures = rows.pictures(&second).unwrap();
         assert_eq!((pictures.len(), pictures[0].width()), (1, 1));
         assert_eq!(rows.next().unwrap().unwrap().text.as_deref(), Some("Plain."));

@@ -1,9 +1,11 @@
-//! Signals. Ctrl-C and SIGTERM: unfinished outputs are removed, then exit 130. A file size limit is an I/O error.
+//! Signals. Ctrl-C and SIGTERM: unfinished outputs and temporary folders are removed, then exit 130. A file size limit is an I/O error.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Folders of ours under the system's temporary one.
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 #[cfg(unix)]
 static BEYOND_LIMIT: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
@@ -12,6 +14,9 @@ pub fn listen() {
     let set = ctrlc::set_handler(|| {
         for path in UNFINISHED.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             let _gone = std::fs::remove_file(path);
+        }
+        for folder in FOLDERS.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            let _gone = std::fs::remove_dir_all(folder);
         }
         std::process::exit(130);
     });
@@ -28,6 +33,11 @@ pub fn listen() {
 /// Remembers that `path` is about to be written through `path.partial`.
 pub fn writes(path: &Path) {
     UNFINISHED.lock().unwrap_or_else(|e| e.into_inner()).push(partial(path));
+}
+
+/// Remembers that `folder` is a temporary one of ours.
+pub fn holds(folder: &Path) {
+    FOLDERS.lock().unwrap_or_else(|e| e.into_inner()).push(folder.to_owned());
 }
 
 /// The name under which `path` is written before it is whole.

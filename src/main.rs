@@ -8,6 +8,7 @@ mod dataset;
 mod device;
 mod failure;
 mod interrupt;
+mod nano;
 mod output;
 mod progress;
 mod table;
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logits(a) => commands::logits::run(a),
         Command::Bench(a) => commands::bench::run(a),
         Command::Synth(a) => commands::synth::run(a, cli.no_progress),
+        Command::Eval(a) => commands::eval::run(a, cli.no_progress),
         Command::Demo(a) => commands::demo::run(a, cli.no_progress, cli.verbose),
         Command::Doctor(a) => commands::doctor::run(a),
         Command::Completions(a) => commands::completions::run(a),

@@ -166,6 +166,7 @@ fn help_lists_every_command() {
         "logits",
         "bench",
         "synth",
+        "eval",
         "demo",
         "doctor",
         "completions",
@@ -782,21 +783,173 @@ fn every_family_is_made_up() {
 #[test]
 fn demo_needs_nothing() {
     let desk = Desk::empty();
+    // No home, a temporary folder, and a working directory that takes nothing.
+    let here = desk.path("read-only");
+    fs::create_dir(&here).expect("a directory");
+    let mut permissions = fs::metadata(&here).expect("its metadata").permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&here, permissions).expect("read-only");
+    let temporary = desk.path("temporary");
+    fs::create_dir(&temporary).expect("a directory");
     let run = |args: &[&str]| {
-        let out = desk.sphinx(args).env("TMPDIR", desk.0.path()).output().expect("the program runs");
+        let mut command = desk.process(args);
+        let out = command.current_dir(&here).env_clear().env("TMPDIR", &temporary).output().expect("the program runs");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        assert!(desk.names().is_empty(), "{:?}", desk.names());
+        assert!(out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(fs::read_dir(&temporary).expect("the temporary folder").count(), 0);
         String::from_utf8(out.stdout).expect("UTF-8")
     };
+    // The first two questions of each of the first four pictures of the test set.
+    let set = fs::read_to_string(support::root().join("nano/test.jsonl")).expect("the test set");
+    let set: Vec<Value> = set.lines().take(20).map(|l| serde_json::from_str(l).expect("JSON")).collect();
     let out: Value = serde_json::from_str(&run(&["demo", "--json"])).expect("JSON");
-    assert_eq!((out["image_tokens"].as_u64(), out["random_weights"].as_bool()), (Some(1295), Some(true)));
-    assert_eq!(out["question"], QUESTION);
+    let answers = out["answers"].as_array().expect("answers");
+    assert_eq!((answers.len(), out["of"].as_u64(), out["toy"].as_bool()), (8, Some(8), Some(true)));
+    let mut right = 0;
+    for (i, got) in answers.iter().enumerate() {
+        let row = &set[5 * (i / 2) + i % 2];
+        for (ours, theirs) in [("image", "image"), ("question", "question"), ("truth", "answer")] {
+            assert_eq!(got[ours], row[theirs], "{ours} of answer {i}");
+        }
+        assert_eq!(got["right"].as_bool(), Some(got["answer"] == got["truth"]), "{got}");
+        right += u64::from(got["right"] == true);
+    }
+    // Accuracy has its own test; eight questions may hold a wrong answer or two.
+    assert!(out["right"] == right && right >= 5, "{out}");
     let text = run(&["demo"]);
-    let answer = out["answer"].as_str().expect("an answer");
-    assert!(!answer.is_empty() && text.contains(&format!("answer       {answer}\n")), "{text}");
+    for got in answers {
+        let (answer, truth) = (got["answer"].as_str().expect("an answer"), got["truth"].as_str().expect("the truth"));
+        let word = if got["right"] == true { "right" } else { "wrong" };
+        let lines =
+            format!("question  {}\nanswer    {answer}\ntruth     {truth}  ({word})\n", got["question"].as_str().expect("a question"));
+        assert!(text.contains(&lines), "{lines} in {text}");
+    }
+    assert!(text.contains("toy") && text.contains("sphinx convert") && text.contains("tokens/s"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no picture is drawn in a pipe: {text:?}");
     let own = fixture("light/image.png");
-    let out: Value = serde_json::from_str(&run(&["demo", "--json", "--image", own.to_str().expect("UTF-8"), "-p", "Why?"])).expect("JSON");
-    assert_eq!(out["question"], "Why?");
+    let own = own.to_str().expect("UTF-8");
+    let out: Value = serde_json::from_str(&run(&["demo", "--json", "--image", own, "-p", "Why?"])).expect("JSON");
+    let answers = out["answers"].as_array().expect("answers");
+    assert_eq!((answers.len(), &answers[0]["question"], &answers[0]["truth"]), (1, &Value::from("Why?"), &Value::Null));
+    assert_eq!((answers[0]["image_tokens"].as_u64(), out["of"].as_u64()), (Some(259), Some(0)));
+    let out: Value = serde_json::from_str(&run(&["demo", "--json", "-p", "How many shapes are there?"])).expect("JSON");
+    assert_eq!(out["answers"][0]["image"], "test/000.png");
+    let line = desk.sphinx(&["demo"]).env("TMPDIR", desk.path("nowhere")).output().expect("the program runs");
+    assert_eq!(line.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&line.stderr).contains("nowhere"));
+}
+
+#[test]
+fn eval_scores_a_model() {
+    let desk = Desk::with_model("Q8_0");
+    // Greedy answers of this model are the right ones of this set, but for the last.
+    let said =
+        |question: &str| desk.json(&greedy(question, "8", &["--image", "image.png", "--json"]))["text"].as_str().expect("text").to_owned();
+    let row = |id: u32, question: &str, answer: &str, category: &str| {
+        serde_json::json!({ "id": id, "image": "image.png", "question": question, "answer": answer, "category": category }).to_string()
+    };
+    let rows =
+        [row(1, "Why?", &said("Why?"), "why"), row(2, "Where?", &said("Where?"), "where"), row(3, "Why?", "nothing a model says", "why")];
+    desk.write("set.jsonl", rows.join("\n").as_bytes());
+    let base = ["eval", "light.gguf", "--dataset", "jsonl", "set.jsonl", "--max-tokens", "8"];
+    let with = |more: &[&'static str]| [&base[..], more].concat();
+    let out = desk.json(&with(&["--json", "-o", "records.jsonl"]));
+    let model = &out["models"][0];
+    assert_eq!((out["rows"].as_u64(), model["all"]["right"].as_u64(), model["all"]["total"].as_u64()), (Some(3), Some(2), Some(3)));
+    assert_eq!(model["groups"]["category"]["why"]["right"], 1);
+    assert_eq!((model["quant"].as_str(), model["vision_quant"].as_str(), &model["against"]), (Some("Q8_0"), Some("Q8_0"), &Value::Null));
+    let interval = model["all"]["interval_95"].as_array().expect("an interval");
+    assert!(interval[0].as_f64() < Some(0.5) && interval[1].as_f64() > Some(0.8), "{interval:?}");
+    let records = String::from_utf8(desk.read("records.jsonl")).expect("UTF-8");
+    let records: Vec<Value> = records.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    let right: Vec<_> = records.iter().map(|r| (r["id"].as_str(), r["right"].as_bool())).collect();
+    assert_eq!(right, [(Some("1"), Some(true)), (Some("2"), Some(true)), (Some("3"), Some(false))]);
+    let told = ["answer", "finish_reason", "groups", "id", "kl", "line", "model", "ms", "options", "parsed", "prompt_sha256", "question"];
+    has_keys(&records[0], &[&told[..], &["right", "scoring", "text", "tokens"]].concat());
+    desk.fails(2, &with(&["-o", "records.jsonl"]));
+
+    // What an interrupted run had written is taken as it is, and the rest is made; a line that was cut off is made again.
+    let text = String::from_utf8(desk.read("records.jsonl")).expect("UTF-8");
+    let (first, rest) = text.split_once('\n').expect("lines");
+    let lied = first.replace("\"right\":true", "\"right\":false");
+    desk.write("again.jsonl.partial", format!("{lied}\n{}", &rest[..rest.len() / 3]).as_bytes());
+    let out = desk.json(&with(&["--json", "-o", "again.jsonl", "--resume"]));
+    assert_eq!((out["models"][0]["all"]["right"].as_u64(), out["models"][0]["all"]["total"].as_u64()), (Some(1), Some(3)));
+    assert_eq!(String::from_utf8(desk.read("again.jsonl")).expect("UTF-8").lines().count(), 3);
+    assert!(!desk.names().contains("again.jsonl.partial"));
+    desk.write("other.jsonl.partial", format!("{}\n", first.replace("\"line\":1", "\"line\":7")).as_bytes());
+    assert!(desk.fails(3, &with(&["-o", "other.jsonl", "--resume"])).contains("other questions"));
+    fs::remove_file(desk.path("other.jsonl.partial")).expect("removed");
+
+    // Against itself a model diverges by nothing; against its F32 twin by something, and little.
+    let against = |file: &'static str| desk.json(&with(&["--json", "--against", file]))["models"][0]["against"].clone();
+    let same = against("light.gguf");
+    assert_eq!((same["kl_nats"].as_f64(), same["top1"].as_f64()), (Some(0.0), Some(1.0)));
+    desk.ok(&["convert", checkpoint(), "-o", "wide.gguf", "--quant", "F32", "--vision-quant", "F32"]);
+    let twin = against("wide.gguf");
+    assert!(twin["kl_nats"].as_f64().is_some_and(|kl| kl > 0.0 && kl < 0.1), "{twin}");
+    assert!(desk.ok(&base).contains("95 % interval"));
+    assert!(desk.ok(&with(&["--markdown", "--limit", "1"])).contains("| all "));
+}
+
+#[test]
+fn eval_knows_other_rules_and_precisions() {
+    let desk = Desk::with_model("Q8_0");
+    let rows = [
+        r#"{"question": "Which?", "image": "image.png", "choices": ["red", "blue"], "answer": "B"}"#,
+        r#"{"question": "Which one?", "choices": ["up", "down", "left"], "answer": "up"}"#,
+    ];
+    desk.write("set.jsonl", rows.join("\n").as_bytes());
+    let out = desk.json(&["eval", "light.gguf", "--dataset", "jsonl", "set.jsonl", "--scoring", "likelihood", "--json", "-o", "r.jsonl"]);
+    assert_eq!(out["models"][0]["all"]["unread"], 0);
+    let records = String::from_utf8(desk.read("r.jsonl")).expect("UTF-8");
+    for (line, n) in records.lines().zip([2, 3]) {
+        let record: Value = serde_json::from_str(line).expect("JSON");
+        let options = record["options"].as_array().expect("options");
+        let best =
+            options.iter().max_by(|a, b| a["logprob_per_token"].as_f64().partial_cmp(&b["logprob_per_token"].as_f64()).expect("numbers"));
+        assert_eq!((options.len(), &best.expect("a best")["choice"]), (n, &record["text"]));
+        assert!(options.iter().all(|o| o["logprob_per_token"].as_f64().is_some_and(|p| p < 0.0)));
+    }
+    // Letters are asked for, and what is none is unread and wrong.
+    let out =
+        desk.json(&["eval", "light.gguf", "--dataset", "jsonl", "set.jsonl", "--json", "--max-tokens", "4", "--force", "-o", "r.jsonl"]);
+    assert_eq!(out["models"][0]["all"]["total"], 2);
+    assert!(String::from_utf8(desk.read("r.jsonl")).expect("UTF-8").contains("A. red\\nB. blue\\nAnswer with"));
+
+    // A checkpoint at several precisions, each against F16.
+    desk.write("few.jsonl", br#"{"question": "Why?", "image": "image.png", "answer": "x", "category": "why"}"#);
+    let sweep =
+        ["eval", checkpoint(), "--dataset", "jsonl", "few.jsonl", "--max-tokens", "4", "--quant", "F16,Q4_0", "--vision-quant", "Q8_0,F16"];
+    let before = desk.names();
+    let out = desk.json(&[&sweep[..], &["--work", ".", "--json"]].concat());
+    assert_eq!(desk.names(), before, "conversions are removed");
+    let models = out["models"].as_array().expect("models");
+    let names: Vec<_> =
+        models.iter().map(|m| (m["quant"].as_str().expect("a name"), m["vision_quant"].as_str().expect("a name"))).collect();
+    assert_eq!(names, [("F16", "Q8_0"), ("Q4_0", "Q8_0"), ("F16", "F16"), ("Q4_0", "F16")]);
+    let kl = |i: usize| models[i]["against"]["kl_nats"].as_f64().expect("a divergence");
+    assert!(kl(2) == 0.0 && kl(0) > 0.0 && kl(3) > kl(0), "{models:?}");
+    let bytes = |i: usize, half: &str| models[i]["bytes"][half].as_u64().expect("bytes");
+    assert!(bytes(0, "language") > bytes(1, "language") && bytes(0, "vision") < bytes(2, "vision"));
+    assert!(desk.ok(&sweep).contains("top-1 %"));
+
+    // What cannot be asked or judged is named before anything is converted.
+    for (line, word) in [
+        (&br#"{"question": "Why?"}"#[..], "no answer"),
+        (br#"{"question": "Why?", "choices": ["a", "b"], "answer": "c"}"#, "no reply can meet"),
+        (br#"{"question": "Why?", "choices": ["a"], "answer": "a"}"#, "1 choices"),
+        (b"", "no row"),
+    ] {
+        desk.write("bad.jsonl", line);
+        let error = desk.fails(3, &["eval", "light.gguf", "--dataset", "jsonl", "bad.jsonl"]);
+        assert!(error.contains(word) && error.contains("bad.jsonl"), "{error}");
+    }
+    desk.fails(4, &["eval", "light.gguf", "--dataset", "jsonl", "nowhere.jsonl"]);
+    desk.fails(2, &["eval", "light.gguf", "--dataset", "pope", "set.jsonl"]);
+    desk.fails(2, &["eval", "light.gguf", "--dataset", "jsonl", "few.jsonl", "--quant", "Q8_0"]);
+    desk.fails(2, &["eval", checkpoint(), "--dataset", "jsonl", "few.jsonl", "--quant", "Q9"]);
+    desk.fails(2, &["eval", checkpoint(), "--dataset", "jsonl", "few.jsonl", "--mmproj", "light.gguf"]);
 }
 
 #[test]

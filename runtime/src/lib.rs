@@ -8,6 +8,7 @@
 
 pub mod decoder;
 pub mod error;
+pub mod eval;
 pub mod experts;
 pub mod film;
 pub mod imatrix;

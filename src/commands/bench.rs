@@ -7,7 +7,7 @@ use anyhow::Result;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::{Value, json};
-use sphinx_quant::gguf::keys;
+use sphinx_quant::gguf::{Gguf, keys};
 use sphinx_quant::recipe::Recipe;
 use sphinx_runtime::vision::{ImageRows, Picture, VisionTimings};
 use sphinx_runtime::{Memory, Sphinx};
@@ -130,11 +130,16 @@ fn once<T: Target>(model: &Sphinx<T>, args: &BenchArgs, picture: Option<&Picture
     Ok(Run { load_s: model.load_s(), image, prefill_tokens, prefill_s, decode_s, disk_read_bytes: None })
 }
 
+/// The recipe that a file says it was made by.
+pub fn precision(file: &Gguf) -> Option<&'static str> {
+    let ty = file.opt_u32(keys::FILE_TYPE).ok()??;
+    Recipe::names().iter().copied().find(|n| Recipe::named(n).is_some_and(|r| r.file_type() == ty))
+}
+
 /// The JSON object `model`: name, precision, parameters and bytes of what is used.
 fn describe<T: Target>(model: &Sphinx<T>, with_vision: bool) -> Result<Value> {
     let file = model.language();
-    let ty = file.opt_u32(keys::FILE_TYPE)?;
-    let quant = Recipe::names().iter().find(|n| Recipe::named(n).is_some_and(|r| Some(r.file_type()) == ty));
+    let quant = precision(file);
     let mut params: u64 = file.tensors().iter().map(|t| t.len() as u64).sum();
     let mut bytes = file.file_bytes();
     if with_vision {

@@ -1,95 +1,228 @@
-//! `sphinx demo`: the whole way on a random model of nano size. Needs no file and no network.
+//! `sphinx demo`: the whole way on the toy model that the binary carries. Needs no file and no network.
 
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
+use image::{DynamicImage, RgbImage};
 use serde_json::json;
-use sphinx_convert::{ConvertOptions, SynthOptions};
+use sphinx_convert::ConvertOptions;
 use sphinx_runtime::vision::Picture;
-use sphinx_runtime::{Options, Request, Sampling, Sphinx};
+use sphinx_runtime::{ImageRows, Memory, Options, Reply, Request, Sampling, Session, Sphinx};
+use sphinx_targets::cpu::CpuTarget;
 
-use super::convert::{recipe, threads};
+use super::convert::{self, recipe, threads};
 use super::model;
 use super::run::Trimmed;
 use crate::arguments::DemoArgs;
 use crate::failure::Failure;
 use crate::output::{self, say};
 use crate::progress::Bar;
-use crate::{device, table};
+use crate::{device, nano, table};
 
-/// A picture of ours: gradients, a rectangle, a disc.
-const PICTURE: &[u8] = include_bytes!("../../tests/fixtures/light5/image.png");
+/// What is asked of a picture that comes without a question.
+const QUESTION: &str = "What's in the image?";
+/// How many questions of each scene of the test set are asked.
+const QUESTIONS_PER_SCENE: usize = 2;
+/// Widest a picture is drawn, in columns of the terminal.
+const COLUMNS: u32 = 48;
 
-/// A directory under the system's temporary one that goes away with its value.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Folder> {
-        let path = std::env::temp_dir().join(format!("sphinx-demo-{}", std::process::id()));
-        std::fs::create_dir(&path).map_err(|e| Failure::io(&path, &e))?;
-        Ok(Folder(path))
-    }
+/// A picture and what to ask about it; the right answer where it is known.
+struct Case {
+    name: String,
+    picture: Picture,
+    questions: Vec<(String, Option<String>)>,
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_dir_all(&self.0);
+fn cases(args: &DemoArgs) -> Result<Vec<Case>> {
+    let own = args.prompt.clone().unwrap_or_else(|| QUESTION.to_owned());
+    if let Some(file) = &args.image {
+        let name = file.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+        return Ok(vec![Case { name, picture: Picture::open(file)?, questions: vec![(own, None)] }]);
     }
+    let mut cases = Vec::new();
+    for scene in nano::scenes()? {
+        let picture = Picture::from_bytes(scene.png, scene.name)?;
+        let asked = scene.questions.into_iter().take(QUESTIONS_PER_SCENE).map(|q| (q.question, Some(q.answer)));
+        cases.push(Case { name: scene.name.into(), picture, questions: asked.collect() });
+    }
+    if args.prompt.is_some() {
+        cases.truncate(1);
+        cases[0].questions = vec![(own, None)];
+    }
+    Ok(cases)
 }
 
 pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     let start = Instant::now();
-    let picture = match &args.image {
-        Some(file) => Picture::open(file)?,
-        None => Picture::from_bytes(PICTURE, "the built-in picture")?,
-    };
-    let folder = Folder::new()?;
-    let (checkpoint, output) = (folder.0.join("checkpoint"), folder.0.join("nano.gguf"));
+    let cases = cases(&args)?;
+    let mut builder = tempfile::Builder::new();
+    let folder = builder.prefix("sphinx-demo-").tempdir().map_err(|e| Failure::io(&std::env::temp_dir(), &e))?;
+    crate::interrupt::holds(folder.path());
+    let (checkpoint, output) = (folder.path().join("checkpoint"), folder.path().join("nano.gguf"));
     let tell = |text: &str| if args.json { Ok(()) } else { say!("{text}") };
-    tell("A SPHINX-Tiny-1k of nano size with random weights: it shows the way from checkpoint to text, and knows nothing.\n")?;
-    let bar = Bar::new(no_progress);
-    let synth = SynthOptions { threads: threads(None), ..SynthOptions::new("tiny", "nano", checkpoint.clone()) };
-    let made = sphinx_convert::synth(&synth, &bar)?;
-    tell(&format!("checkpoint   {} in PyTorch's format", table::bytes(made.files.iter().map(|f| f.bytes).sum())))?;
-    let mut convert = ConvertOptions::new(vec![checkpoint], output.clone(), recipe("Q4_K_M")?, recipe("Q8_0")?);
-    (convert.threads, convert.strict) = (threads(None), true);
-    let report = sphinx_convert::convert(&convert, &bar)?;
-    for file in &report.files {
-        let name = file.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-        tell(&format!("{name:<16} {:>10}, {} tensors", table::bytes(file.bytes), file.tensors))?;
+    tell("SPHINX-Nano is a toy: a SPHINX in miniature, trained on drawings of coloured\nshapes. It knows nothing else.\n")?;
+    let bytes = nano::unpack(&checkpoint)?;
+    tell(&format!("checkpoint, as PyTorch wrote it  {}", table::bytes(bytes)))?;
+    let mut options = ConvertOptions::new(vec![checkpoint], output.clone(), recipe("Q4_K_M")?, recipe("Q8_0")?);
+    (options.threads, options.strict) = (threads(None), true);
+    let converting = Instant::now();
+    let mut report = sphinx_convert::convert(&options, &Bar::new(no_progress))?;
+    for file in &mut report.files {
+        // Where they lay is gone when this is read.
+        file.path = file.path.file_name().map(Into::into).unwrap_or_default();
+    }
+    if !args.json {
+        convert::print(&report, false, Some(converting.elapsed().as_secs_f64()))?;
     }
     let model = Sphinx::open(device::cpu(None)?, &output, &Options::default())?;
-    let image = model.encode(&picture, &mut ())?;
-    tell(&format!("\npicture      {}×{}, {} views, {} rows", picture.width(), picture.height(), image.views, image.count))?;
-    tell(&format!("question     {}", args.prompt))?;
-    let prompt = model::prompt(&model, &args.prompt, None, false);
-    let request = Request { sampling: Sampling::default(), max_tokens: 24, stop: &model.params().stop, truncate: false };
-    let mut out = Trimmed::default();
-    if !args.json {
-        output::text("answer       ")?;
-    }
-    let reply = model.session()?.generate(&prompt, Some(&image), &request, &mut |text| {
-        if !args.json && out.push(text).is_err() {
-            return ControlFlow::Break(());
+    let mut session = model.session()?;
+    let mut replies = Vec::new();
+    let mut results = Vec::new();
+    for case in &cases {
+        let size = format!("{}×{}", case.picture.width(), case.picture.height());
+        tell(&format!("\n{}, {size}", case.name))?;
+        if !args.json {
+            draw(&case.picture)?;
         }
-        ControlFlow::Continue(())
-    })?;
+        let image = model.encode(&case.picture, &mut ())?;
+        for (i, (question, truth)) in case.questions.iter().enumerate() {
+            tell(&format!("question  {question}"))?;
+            let reply = ask(&model, &mut session, question, &image, args.json)?;
+            let answer = reply.text.trim();
+            let right = truth.as_ref().map(|truth| answer == truth);
+            if let (Some(truth), Some(right), false) = (truth, right, args.json) {
+                let wrong = if right { "right" } else { "wrong" };
+                say!("truth     {truth}  ({wrong})")?;
+            }
+            results.push(json!({
+                "image": case.name, "question": question, "answer": answer, "truth": truth, "right": right, "tokens": reply.tokens,
+                "finish_reason": reply.finish.name(), "image_tokens": reply.image_tokens, "prompt_tokens": reply.prompt_tokens,
+                "timings": model::timings_json(model.load_s(), (i == 0).then_some(&image), &reply),
+            }));
+            replies.push((i == 0, image.timings.total_s(), reply));
+        }
+        tell(&speed(&replies[replies.len() - case.questions.len()..]))?;
+    }
     let total_s = start.elapsed().as_secs_f64();
+    let known = results.iter().filter(|r| !r["right"].is_null()).count();
+    let right = results.iter().filter(|r| r["right"] == true).count();
     if args.json {
         let out = json!({
-            "question": args.prompt, "answer": reply.text.trim(), "tokens": reply.tokens, "finish_reason": reply.finish.name(),
-            "image_tokens": reply.image_tokens, "prompt_tokens": reply.prompt_tokens, "random_weights": true,
-            "files": report.files, "timings": model::timings_json(model.load_s(), Some(&image), &reply), "memory": model::memory_json(),
-            "total_s": total_s,
+            "model": "SPHINX-Nano", "toy": true, "answers": results, "right": right, "of": known, "files": report.files,
+            "memory": model::memory_json(), "total_s": total_s,
         });
         return say!("{out}");
     }
-    say!("\n\nDone in {}. Random weights speak gibberish; real ones answer. With a SPHINX checkpoint:", table::seconds(total_s))?;
+    let score = if known > 0 { format!("{right} of {known} right, in ") } else { "Done in ".to_owned() };
+    say!("\n{score}{}. Now a picture of your own, a few shapes on a plain ground:", table::seconds(total_s))?;
+    say!("  sphinx demo --image drawing.png -p \"What shape is red?\"")?;
+    say!("A real SPHINX answers about anything. With a released checkpoint:")?;
     say!("  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf\n  sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"")?;
-    if verbose > 0 {
-        model::stage_table(&model::reply_stages(model.load_s(), Some(&image), &reply));
+    if let (true, Some((first, _, reply)), Some(case)) = (verbose > 0, replies.last(), cases.last()) {
+        let image = first.then(|| model.encode(&case.picture, &mut ())).transpose()?;
+        model::stage_table(&model::reply_stages(model.load_s(), image.as_ref(), reply));
     }
     Ok(())
+}
+
+/// Asks, and prints the answer as it comes unless `quiet`.
+fn ask(model: &Sphinx<CpuTarget>, session: &mut Session<'_, CpuTarget>, question: &str, image: &ImageRows, quiet: bool) -> Result<Reply> {
+    let prompt = model::prompt(model, question, None, false);
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let request = Request { sampling, max_tokens: 64, stop: &model.params().stop, truncate: false };
+    let mut out = Trimmed::default();
+    if !quiet {
+        output::text("answer    ")?;
+    }
+    let mut failed = None;
+    let reply = session.generate(&prompt, Some(image), &request, &mut |text| match out.push(if quiet { "" } else { text }) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(e) => {
+            failed = Some(e);
+            ControlFlow::Break(())
+        }
+    })?;
+    if let Some(e) = failed {
+        return Err(output::unsaid(e));
+    }
+    if !quiet {
+        output::text("\n")?;
+    }
+    Ok(reply)
+}
+
+/// How fast the answers about one picture came, and the memory they took.
+fn speed(replies: &[(bool, f64, Reply)]) -> String {
+    let tokens: usize = replies.iter().map(|(_, _, r)| r.timings.decode_tokens).sum();
+    let decode_s: f64 = replies.iter().map(|(_, _, r)| r.timings.decode_s).sum();
+    let first = replies.first().map_or(0.0, |(_, encode_s, r)| encode_s + r.timings.first_token_s);
+    let rate = if decode_s > 0.0 { format!("{:.0} tokens/s, ", tokens as f64 / decode_s) } else { String::new() };
+    let memory = Memory::now().map_or(String::new(), |m| format!(", memory {} at the peak", table::bytes(m.peak_bytes)));
+    format!("          {rate}first token after {} (picture included){memory}", table::seconds(first))
+}
+
+/// How pictures get onto a terminal beside coloured half blocks, which every terminal with colours can show.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ways {
+    kitty: bool,
+    iterm: bool,
+    sixel: bool,
+}
+
+impl Ways {
+    /// Told by the variables that terminals set. Asking the terminal itself would wait for ever where nobody answers, on a
+    /// recorded or a remote-controlled one; so it is asked only where it is known that it answers.
+    fn of(variable: impl Fn(&str) -> Option<String>) -> Ways {
+        let (term, program) = (variable("TERM").unwrap_or_default(), variable("TERM_PROGRAM").unwrap_or_default());
+        let multiplexed = ["screen", "tmux"].iter().any(|m| term.starts_with(m)) || variable("TMUX").is_some();
+        if multiplexed {
+            return Ways::default();
+        }
+        let sixel = ["foot", "mlterm", "contour"].iter().any(|t| term.starts_with(t)) || variable("KONSOLE_VERSION").is_some();
+        Ways { kitty: matches!(&*term, "xterm-kitty" | "xterm-ghostty"), iterm: matches!(&*program, "iTerm.app" | "WezTerm"), sixel }
+    }
+}
+
+/// Draws the picture where somebody can see it: in kitty's, iTerm's or the sixel way, or as coloured half blocks.
+fn draw(picture: &Picture) -> Result<()> {
+    if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
+        return Ok(());
+    }
+    let (width, height) = (picture.width() as u32, picture.height() as u32);
+    let Some(pixels) = RgbImage::from_raw(width, height, picture.rgb().to_vec()) else { return Ok(()) };
+    // What a terminal answers is read from it, so it must be one at both ends.
+    let ways = if std::io::stdin().is_terminal() { Ways::of(|name| std::env::var(name).ok()) } else { Ways::default() };
+    let columns = if width >= height { COLUMNS } else { (COLUMNS * width / height).max(1) };
+    let config = viuer::Config {
+        absolute_offset: false,
+        width: Some(columns),
+        use_kitty: ways.kitty,
+        use_iterm: ways.iterm,
+        use_sixel: ways.sixel,
+        ..viuer::Config::default()
+    };
+    // A terminal that cannot be drawn on still reads text.
+    if let Err(e) = viuer::print(&DynamicImage::ImageRgb8(pixels), &config) {
+        tracing::debug!("the picture cannot be drawn: {e}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminals_are_known_by_their_variables() {
+        let ways = |set: &[(&str, &str)]| Ways::of(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()));
+        assert_eq!(ways(&[]), Ways::default());
+        assert_eq!(ways(&[("TERM", "xterm-256color")]), Ways::default());
+        assert!(ways(&[("TERM", "xterm-kitty")]).kitty);
+        assert!(ways(&[("TERM", "xterm-256color"), ("TERM_PROGRAM", "iTerm.app")]).iterm);
+        assert!(ways(&[("TERM", "foot")]).sixel);
+        assert_eq!(ways(&[("TERM", "tmux-256color"), ("TERM_PROGRAM", "iTerm.app")]), Ways::default());
+        assert_eq!(ways(&[("TERM", "xterm-kitty"), ("TMUX", "/tmp/tmux-0")]), Ways::default());
+    }
 }

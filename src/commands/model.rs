@@ -12,15 +12,19 @@ use crate::arguments::{GenerateArgs, KvArg, ModelArgs, PictureArgs};
 use crate::output::note;
 use crate::table;
 
-/// Opens the model of the flags on `target`.
-pub fn open<T: Target>(target: T, args: &ModelArgs) -> Result<Sphinx<T>> {
+/// How the flags want a model opened.
+pub fn options(args: &ModelArgs) -> Options {
     let kv = args.kv.map(|kv| match kv {
         KvArg::F32 => KvType::F32,
         KvArg::F16 => KvType::F16,
         KvArg::Q8_0 => KvType::Q8_0,
     });
-    let options = Options { mmproj: args.mmproj.clone(), context: args.context, kv, chunk: args.chunk };
-    let model = Sphinx::open(target, &args.model, &options)?;
+    Options { mmproj: args.mmproj.clone(), context: args.context, kv, chunk: args.chunk }
+}
+
+/// Opens the model of the flags on `target`.
+pub fn open<T: Target>(target: T, args: &ModelArgs) -> Result<Sphinx<T>> {
+    let model = Sphinx::open(target, &args.model, &options(args))?;
     tracing::info!("context {}, cache {:?}", model.context(), model.kv());
     Ok(model)
 }
