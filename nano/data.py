@@ -98,7 +98,10 @@ def stream(split: str, start: int, n: int, workers: int = 1):
 TRAINING = S.WEIGHTS | {"where": 2.2, "mark": 2.8, "colour": 2.0, "relation": 1.8, "text": 0.8, "count": 0.8}
 
 
-def picked(index: int, n: int, seed: int = 0) -> list[S.Question]:
-    """`n` training questions about training scene `index`."""
+def picked(index: int, n: int, seed: int = 0, long: int = 0) -> list[S.Question]:
+    """`n` training questions about training scene `index`, of which `long` have long answers, as far as there are so many."""
     rng = random.Random(f"ask {index} {seed}")
-    return S.choose(S.questions(S.scene("train", index)), rng, n, 0.13, TRAINING)
+    scene = S.scene("train", index)
+    lists = S.lists(scene) if long else []
+    chosen = rng.sample(lists, min(long, len(lists)))
+    return chosen + S.choose(S.questions(scene), rng, n - len(chosen), 0.13, TRAINING)

@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=12000)
     parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--long", type=int, default=5, help="of the questions, so many ask for lists")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--name", default=None, help="of the file in WORK; default dense, or moe with experts")
@@ -190,7 +191,7 @@ def main() -> None:
             group["lr"] = rate
         rng = np.random.default_rng(step)
         some = np.sort(rng.choice(len(seen), args.batch, replace=False))
-        packed = asker.pack([data.picked(int(i), args.questions, seed=step) for i in some])
+        packed = asker.pack([data.picked(int(i), args.questions, seed=step, long=args.long) for i in some])
         routed = [] if args.experts else None
         with torch.autocast("cpu", torch.bfloat16):
             logits = run(decoder, asker, torch.from_numpy(seen[some].astype(np.float32)), packed, routed).float()

@@ -381,6 +381,45 @@ def questions(scene: Scene) -> list[Question]:
     return out
 
 
+def lists(scene: Scene) -> list[Question]:
+    """Long answers for training alone: each item of one is a question of its own, so that what belongs together is learnt sooner."""
+    out: list[Question] = []
+
+    def ask(question: str, pairs) -> None:
+        out.append(Question("list", "en", question, "; ".join(f"{a}: {b}" for a, b in pairs) + "."))
+
+    items = scene.shapes
+    name = [f"{s.colour} {s.kind}" for s in items]
+    place = [PLACES[s.place] for s in items]
+    ask("List the shapes and where they are.", zip(name, place))
+    ask("List the places and what is there.", zip(place, name))
+    ask("List the shapes and their sizes.", zip(name, (s.size for s in items)))
+    by_kind, by_colour = unique(s.kind for s in items), unique(s.colour for s in items)
+    if len(by_kind) == len(items):
+        ask("List the colours by shape.", ((s.kind, s.colour) for s in items))
+        ask("List the places by shape.", zip((s.kind for s in items), place))
+    if len(by_colour) == len(items):
+        ask("List the shapes by colour.", ((s.colour, s.kind) for s in items))
+        ask("List the places by colour.", zip((s.colour for s in items), place))
+    if scene.marked:
+        marks = sorted(zip((s.mark for s in items), name))
+        ask("List the marks and what they are on.", marks)
+        ask("List the shapes and their marks.", zip(name, (s.mark for s in items)))
+        ask("List the marks and where they are.", sorted(zip((s.mark for s in items), place)))
+        if len(by_colour) == len(items):
+            ask("List the marks by colour.", ((s.colour, s.mark) for s in items))
+        if len(by_kind) == len(items):
+            ask("List the marks by shape.", ((s.kind, s.mark) for s in items))
+    if len(items) > 1:
+        order = list(range(len(items)))
+        random.Random(scene.seed).shuffle(order)
+        out.append(Question("list", "en", f"Where are {listed(['the ' + name[i] for i in order])}?", listed([place[i] for i in order]) + "."))
+        out.append(Question("list", "en", f"What shapes are {listed(['the ' + scene.shapes[i].colour for i in order])}?",
+                            listed([items[i].kind for i in order]) + ".") if len(by_colour) == len(items) else
+                   Question("list", "en", f"How big are {listed(['the ' + name[i] for i in order])}?", listed([items[i].size for i in order]) + "."))
+    return out
+
+
 WEIGHTS = {"caption": 1.2, "colour": 1.4, "shape": 1.4, "size": 0.6, "count": 1.2, "where": 1.4, "relation": 1.2, "text": 1.5,
            "mark": 2.0, "exists": 0.7}
 

@@ -889,6 +889,17 @@ fn eval_scores_a_model() {
     let twin = against("wide.gguf");
     assert!(twin["kl_nats"].as_f64().is_some_and(|kl| kl > 0.0 && kl < 0.1), "{twin}");
     assert!(desk.ok(&base).contains("95 % interval"));
+    // Records of a run with other rules are not taken for this one's.
+    desk.write("rules.jsonl.partial", format!("{first}\n").as_bytes());
+    let line = desk.fails(3, &with(&["-o", "rules.jsonl", "--resume", "--against", "wide.gguf"]));
+    assert!(line.contains("other questions, models or rules"), "{line}");
+    fs::remove_file(desk.path("rules.jsonl.partial")).expect("removed");
+    // A model of text alone is asked what has no picture.
+    support::foreign(&desk.path("light.gguf"), &desk.path("plain.gguf"));
+    desk.write("text.jsonl", br#"{"question": "Why?", "answer": "so"}"#);
+    let out = desk.json(&["eval", "plain.gguf", "--dataset", "jsonl", "text.jsonl", "--max-tokens", "4", "--json"]);
+    assert_eq!((&out["models"][0]["vision_quant"], &out["models"][0]["bytes"]["vision"]), (&Value::Null, &Value::Null));
+    desk.fails(3, &["eval", "plain.gguf", "--dataset", "jsonl", "set.jsonl"]);
     assert!(desk.ok(&with(&["--markdown", "--limit", "1"])).contains("| all "));
 }
 

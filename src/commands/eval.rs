@@ -36,9 +36,17 @@ const LETTER_PLEASE: &str = "Answer with the option's letter from the given choi
 #[derive(Clone)]
 struct Contestant {
     language: PathBuf,
-    vision: PathBuf,
+    /// Where it is not beside the language half.
+    vision: Option<PathBuf>,
     quant: Option<String>,
     vision_quant: Option<String>,
+}
+
+impl Contestant {
+    /// The model in a file, whose precision the file knows.
+    fn named(path: &Path, mmproj: Option<&PathBuf>) -> Contestant {
+        Contestant { language: path.to_owned(), vision: mmproj.cloned(), quant: None, vision_quant: None }
+    }
 }
 
 pub fn run(args: EvalArgs, no_progress: bool) -> Result<()> {
@@ -72,12 +80,8 @@ fn on<T: Target>(args: &EvalArgs, no_progress: bool, target: impl Fn() -> Result
         if !args.quant.is_empty() || !args.vision_quant.is_empty() {
             return Err(Failure::usage("--quant and --vision-quant go with a checkpoint directory; a GGUF model has its precision"));
         }
-        let named = |path: &Path, mmproj: Option<&PathBuf>| {
-            let vision = mmproj.cloned().unwrap_or_else(|| sphinx_convert::mmproj_path(path));
-            Contestant { language: path.to_owned(), vision, quant: None, vision_quant: None }
-        };
-        let reference = args.against.as_deref().map(|path| named(path, None));
-        (vec![vec![named(&args.model.model, args.model.mmproj.as_ref())]], reference)
+        let reference = args.against.as_deref().map(|path| Contestant::named(path, None));
+        (vec![vec![Contestant::named(&args.model.model, args.model.mmproj.as_ref())]], reference)
     };
     let passes: usize = groups.iter().map(Vec::len).sum::<usize>() + usize::from(reference.is_some());
     let bar = progress::counter("eval", (total * passes) as u64, no_progress);
@@ -175,21 +179,21 @@ fn precisions(args: &EvalArgs, work: &Path, no_progress: bool) -> Result<(Vec<Ve
     }
     let pair = |quant: &String, vision: &String| Contestant {
         language: file(quant),
-        vision: sphinx_convert::mmproj_path(&file(vision)),
+        vision: Some(sphinx_convert::mmproj_path(&file(vision))),
         quant: Some(quant.clone()),
         vision_quant: Some(vision.clone()),
     };
     let groups = visions.iter().map(|vision| quants.iter().map(|quant| pair(quant, vision)).collect()).collect();
     let f16 = "F16".to_owned();
     let reference = match &args.against {
-        Some(path) => Contestant { language: path.clone(), vision: sphinx_convert::mmproj_path(path), quant: None, vision_quant: None },
+        Some(path) => Contestant::named(path, None),
         None => pair(&f16, &f16),
     };
     Ok((groups, Some(reference)))
 }
 
 fn open<T: Target>(args: &EvalArgs, target: &impl Fn() -> Result<T>, who: &Contestant) -> Result<Sphinx<T>> {
-    let options = Options { mmproj: Some(who.vision.clone()), ..model::options(&args.model) };
+    let options = Options { mmproj: who.vision.clone(), ..model::options(&args.model) };
     Ok(Sphinx::open(target()?, &who.language, &options)?)
 }
 
@@ -364,7 +368,7 @@ fn evaluate<T: Target>(
             let earlier = records.as_mut().and_then(|r| r.earlier.pop_front());
             let fresh = earlier.is_none();
             let record = match earlier {
-                Some(record) => same(args, &rows, &row, &outcome.who, record)?,
+                Some(record) => same(args, &rows, &row, &outcome.who, spool.is_some(), record)?,
                 None => {
                     seen.look(&models[0], &rows, &row)?;
                     let reference = spool.map(|s| s.row(i)).transpose()?;
@@ -403,12 +407,15 @@ fn label(who: &Contestant) -> Value {
 }
 
 /// The record of an earlier run, if it is of this row and this model.
-fn same(args: &EvalArgs, rows: &Rows, row: &Row, who: &Contestant, record: Value) -> Result<Value> {
-    let prompt = question(row, scoring(args, row));
-    if record["line"] == row.line && record["model"] == label(who) && record["prompt_sha256"] == hash(&prompt, row) {
+fn same(args: &EvalArgs, rows: &Rows, row: &Row, who: &Contestant, compares: bool, record: Value) -> Result<Value> {
+    let scoring = scoring(args, row);
+    let asked =
+        record["line"] == row.line && record["model"] == label(who) && record["prompt_sha256"] == hash(&question(row, scoring), row);
+    if asked && record["scoring"] == scoring.name() && record["kl"].is_null() != compares {
         return Ok(record);
     }
-    Err(rows.bad(row.line, format!("the records to resume are of other questions or models (line {} there); start anew", record["line"])))
+    let line = &record["line"];
+    Err(rows.bad(row.line, format!("the records to resume are of other questions, models or rules (line {line} there); start anew")))
 }
 
 /// A row to ask: how, what the right answer is, and the pictures as the model sees them.
