@@ -13,7 +13,6 @@ would have alone, so that the picture's part is computed once.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
+import schedule
 import scenes as S
 from model import Config, Decoder, Towers
 from tokenizer import SYSTEM, prompt
@@ -186,7 +186,7 @@ def main() -> None:
     mean = 0.0
     while spent < 60 * args.minutes:
         part = spent / (60 * args.minutes)
-        rate = args.rate * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        rate = schedule.rate(args.rate, step, part)
         for group in (g for o in optimisers for g in o.param_groups):
             group["lr"] = rate
         rng = np.random.default_rng(step)
@@ -215,8 +215,7 @@ def main() -> None:
         if step % 50 == 0 or done:
             print(f"{spent / 60:.1f} min, step {step}, loss {mean:.4f}, rate {rate:.2e} {score(smooth, asker, val, rows) if step % 500 == 0 or done else ''}", flush=True)
         if now - saved > 300 or done:
-            torch.save({"decoder": decoder.state_dict(), "smooth": smooth.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "spent": spent, "step": step}, file.with_suffix(".new"))
-            file.with_suffix(".new").rename(file)
+            schedule.save(file, {"decoder": decoder.state_dict(), "smooth": smooth.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "spent": spent, "step": step})
             saved = now
 
 

@@ -10,7 +10,6 @@ Linear heads on the encoders' outputs name shape, colour, size, mark, place and 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
+import schedule
 from model import Config, Towers
 
 KIND, PLACE, MARK, LETTER = (list(data.HEADS).index(name) for name in ("kind", "place", "mark", "letter"))
@@ -110,7 +110,7 @@ def main() -> None:
     mean = 0.0
     while spent < 60 * args.minutes:
         part = spent / (60 * args.minutes)
-        rate = args.rate * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        rate = schedule.rate(args.rate, step, part)
         for group in optimiser.param_groups:
             group["lr"] = rate
         _, (pixels, cells, whole) = next(stream)
@@ -147,8 +147,7 @@ def main() -> None:
         if step % 100 == 0 or done:
             print(f"{spent / 60:.1f} min, step {step}, loss {mean:.3f}, rate {rate:.2e}, {accuracy(towers, heads, truth, squares, facts) if step % 300 == 0 or done else ''}", flush=True)
         if now - saved > 300 or done:
-            torch.save({"towers": towers.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step}, file.with_suffix(".new"))
-            file.with_suffix(".new").rename(file)
+            schedule.save(file, {"towers": towers.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step})
             saved = now
 
 

@@ -1,7 +1,6 @@
 //! `sphinx chat`: a conversation, about a picture if one is given.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::Result;
@@ -11,7 +10,7 @@ use sphinx_runtime::{FinishReason, Reply, Session, Sphinx, Turn};
 use sphinx_targets::Target;
 
 use super::model;
-use super::run::Trimmed;
+use super::run::stream;
 use crate::arguments::ChatArgs;
 use crate::device::{self, Job};
 use crate::failure::{self, Failure, shown};
@@ -156,19 +155,7 @@ impl<T: Target> State<'_, T> {
         }
         let ids = self.model.tokenizer().encode_with_bos(&text);
         let stops = model::stops(self.model, generate);
-        let mut out = Trimmed::default();
-        let mut failed = None;
-        let reply =
-            self.session.generate(&ids, self.image.as_ref(), &model::request(generate, &stops), &mut |text| match out.push(text) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(e) => {
-                    failed = Some(e);
-                    ControlFlow::Break(())
-                }
-            })?;
-        if let Some(e) = failed {
-            return Err(output::unsaid(e));
-        }
+        let reply = stream(&mut self.session, &ids, self.image.as_ref(), &model::request(generate, &stops), false)?;
         output::text("\n")?;
         Ok(reply)
     }

@@ -1,7 +1,6 @@
 //! `sphinx demo`: the whole way on the toy model that the binary carries. Needs no file and no network.
 
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -14,7 +13,7 @@ use sphinx_targets::cpu::CpuTarget;
 
 use super::convert::{self, recipe, threads};
 use super::model;
-use super::run::Trimmed;
+use super::run::stream;
 use crate::arguments::DemoArgs;
 use crate::failure::Failure;
 use crate::output::{self, say};
@@ -80,6 +79,7 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     let mut session = model.session()?;
     let mut replies = Vec::new();
     let mut results = Vec::new();
+    let mut seen = None;
     for case in &cases {
         let size = format!("{}×{}", case.picture.width(), case.picture.height());
         tell(&format!("\n{}, {size}", case.name))?;
@@ -101,9 +101,10 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
                 "finish_reason": reply.finish.name(), "image_tokens": reply.image_tokens, "prompt_tokens": reply.prompt_tokens,
                 "timings": model::timings_json(model.load_s(), (i == 0).then_some(&image), &reply),
             }));
-            replies.push((i == 0, image.timings.total_s(), reply));
+            replies.push(reply);
         }
-        tell(&speed(&replies[replies.len() - case.questions.len()..]))?;
+        tell(&speed(image.timings.total_s(), &replies[replies.len() - case.questions.len()..]))?;
+        seen = Some(image);
     }
     let total_s = start.elapsed().as_secs_f64();
     let known = results.iter().filter(|r| !r["right"].is_null()).count();
@@ -120,9 +121,8 @@ pub fn run(args: DemoArgs, no_progress: bool, verbose: u8) -> Result<()> {
     say!("  sphinx demo --image drawing.png -p \"What shape is red?\"")?;
     say!("A real SPHINX answers about anything. With a released checkpoint:")?;
     say!("  sphinx convert SPHINX-Tiny-1k/ -o tiny.gguf\n  sphinx run tiny.gguf --image photo.jpg -p \"What's in the image?\"")?;
-    if let (true, Some((first, _, reply)), Some(case)) = (verbose > 0, replies.last(), cases.last()) {
-        let image = first.then(|| model.encode(&case.picture, &mut ())).transpose()?;
-        model::stage_table(&model::reply_stages(model.load_s(), image.as_ref(), reply));
+    if let (true, Some(reply)) = (verbose > 0, replies.last()) {
+        model::stage_table(&model::reply_stages(model.load_s(), seen.as_ref(), reply));
     }
     Ok(())
 }
@@ -132,21 +132,10 @@ fn ask(model: &Sphinx<CpuTarget>, session: &mut Session<'_, CpuTarget>, question
     let prompt = model::prompt(model, question, None, false);
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let request = Request { sampling, max_tokens: 64, stop: &model.params().stop, truncate: false };
-    let mut out = Trimmed::default();
     if !quiet {
         output::text("answer    ")?;
     }
-    let mut failed = None;
-    let reply = session.generate(&prompt, Some(image), &request, &mut |text| match out.push(if quiet { "" } else { text }) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(e) => {
-            failed = Some(e);
-            ControlFlow::Break(())
-        }
-    })?;
-    if let Some(e) = failed {
-        return Err(output::unsaid(e));
-    }
+    let reply = stream(session, &prompt, Some(image), &request, quiet)?;
     if !quiet {
         output::text("\n")?;
     }
@@ -154,10 +143,10 @@ fn ask(model: &Sphinx<CpuTarget>, session: &mut Session<'_, CpuTarget>, question
 }
 
 /// How fast the answers about one picture came, and the memory they took.
-fn speed(replies: &[(bool, f64, Reply)]) -> String {
-    let tokens: usize = replies.iter().map(|(_, _, r)| r.timings.decode_tokens).sum();
-    let decode_s: f64 = replies.iter().map(|(_, _, r)| r.timings.decode_s).sum();
-    let first = replies.first().map_or(0.0, |(_, encode_s, r)| encode_s + r.timings.first_token_s);
+fn speed(encode_s: f64, replies: &[Reply]) -> String {
+    let tokens: usize = replies.iter().map(|r| r.timings.decode_tokens).sum();
+    let decode_s: f64 = replies.iter().map(|r| r.timings.decode_s).sum();
+    let first = encode_s + replies.first().map_or(0.0, |r| r.timings.first_token_s);
     let rate = if decode_s > 0.0 { format!("{:.0} tokens/s, ", tokens as f64 / decode_s) } else { String::new() };
     let memory = Memory::now().map_or(String::new(), |m| format!(", memory {} at the peak", table::bytes(m.peak_bytes)));
     format!("          {rate}first token after {} (picture included){memory}", table::seconds(first))

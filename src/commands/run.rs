@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use serde_json::json;
+use sphinx_runtime::{ImageRows, Reply, Request, Session};
 use sphinx_targets::Target;
 
 use super::model;
@@ -33,23 +34,7 @@ impl Job for Run<'_> {
         let stops = model::stops(&model, &args.generate);
         let request = model::request(&args.generate, &stops);
         let mut session = model.session()?;
-        let mut writer = Trimmed::default();
-        let mut failed = None;
-        let reply = session.generate(&prompt, image.as_ref(), &request, &mut |text| {
-            if args.json {
-                return ControlFlow::Continue(());
-            }
-            match writer.push(text) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(e) => {
-                    failed = Some(e);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        if let Some(e) = failed {
-            return Err(output::unsaid(e));
-        }
+        let reply = stream(&mut session, &prompt, image.as_ref(), &request, args.json)?;
         if args.json {
             let out = json!({
                 "text": reply.text.trim(), "tokens": reply.tokens, "finish_reason": reply.finish.name(), "prompt_tokens": reply.prompt_tokens,
@@ -67,16 +52,36 @@ impl Job for Run<'_> {
     }
 }
 
+/// Generates a reply and prints it as it comes, unless `quiet`.
+pub fn stream<T: Target>(
+    session: &mut Session<'_, T>,
+    prompt: &[u32],
+    image: Option<&ImageRows>,
+    request: &Request<'_>,
+    quiet: bool,
+) -> Result<Reply> {
+    let mut writer = Trimmed::default();
+    let mut failed = None;
+    let reply = session.generate(prompt, image, request, &mut |text| match if quiet { Ok(()) } else { writer.push(text) } {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(e) => {
+            failed = Some(e);
+            ControlFlow::Break(())
+        }
+    })?;
+    failed.map_or(Ok(reply), |e| Err(output::unsaid(e)))
+}
+
 /// Prints text as it comes, without white space at either end.
 #[derive(Default)]
-pub struct Trimmed {
+struct Trimmed {
     begun: bool,
     held: String,
 }
 
 impl Trimmed {
     /// Prints all of `text` but leading white space of the whole and white space that may yet be trailing.
-    pub fn push(&mut self, text: &str) -> std::io::Result<()> {
+    fn push(&mut self, text: &str) -> std::io::Result<()> {
         self.held.push_str(if self.begun { text } else { text.trim_start() });
         let end = self.held.trim_end().len();
         if end == 0 && !self.begun {
