@@ -69,6 +69,12 @@ def labels(scene: S.Scene) -> tuple[np.ndarray, np.ndarray]:
     return out, facts
 
 
+def cells(scene: S.Scene) -> np.ndarray:
+    """Per shape of a scene the cells it owns: `[shapes, 256]`. No two shapes have the same place."""
+    place = labels(scene)[0][list(HEADS).index("place")].ravel()
+    return np.stack([place == 1 + item.place for item in scene.shapes])
+
+
 def batch(split: str, start: int, n: int):
     """Scenes `start..start + n` of a split: squares, cells, facts."""
     made = []

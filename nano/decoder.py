@@ -13,6 +13,7 @@ would have alone, so that the picture's part is computed once.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from tokenizer import SYSTEM, prompt
 
 IMAGE_ROWS = 259
 BALANCE = 0.01  # weight of the load-balancing loss
+HEED = 0.3  # weight of the attention loss, which fades over the run
+HEED_LAYERS, HEED_HEADS = (2, 3), (0, 2)  # where it is taken; a second head for the second shape of a comparison
 
 
 def features(work: Path, towers: Towers, split: str, n: int) -> np.ndarray:
@@ -71,15 +74,30 @@ class Asker:
         assert asked[: len(self.prefix)] == self.prefix and whole[: len(asked)] == asked, q
         return whole[len(self.prefix):], len(asked) - len(self.prefix)
 
+    def about(self, q: S.Question, answer: list[int]) -> list[tuple[int, ...]]:
+        """For each token of the reply the shapes it is about: one for each head of `HEED_HEADS`, or none."""
+        out = []
+        for k in range(len(answer)):
+            # A list is about its parts in turn, and a token belongs to the part that it begins or goes on with.
+            part = len(re.findall(r", |; | and ", self.sp.decode(answer[: k + 1]) + " "))
+            ends = k >= len(answer) - 2
+            if not q.about or ends or (q.type in ("list", "caption") and part >= len(q.about)):
+                out.append(())
+            else:
+                out.append((q.about[part],) if q.type in ("list", "caption") else q.about)
+        return out
+
     def pack(self, many: list[list[S.Question]]) -> dict[str, torch.Tensor]:
         """Sequences `[B, T]` over prefix and branches; the picture's rows stand between the first id and the second."""
         head = len(self.prefix) - 1 + IMAGE_ROWS  # position of the prefix's last row
-        rows = []
-        for qs in many:
+        rows, about = [], []
+        for b, qs in enumerate(many):
             ids, position, branch, target, weight = [], [], [], [], []
             for k, q in enumerate(qs):
                 text, begins = self.branch(q)
                 n = len(text) - begins
+                for j, shapes in enumerate(self.about(q, text[begins:])):
+                    about += [(b, len(ids) + begins - 1 + j, head, shape) for head, shape in zip(HEED_HEADS, shapes)]
                 ids += text[:-1]
                 position += range(head + 1, head + len(text))
                 branch += [k + 1] * (len(text) - 1)
@@ -93,14 +111,15 @@ class Asker:
         order = torch.arange(whole.shape[1])
         mask = (order[:, None] >= order) & ((whole[:, None, :] == 0) | (whole[:, None, :] == whole[:, :, None]))
         positions = torch.cat([torch.arange(head + 1).expand(len(rows), -1), position], 1)
-        return {"ids": ids, "positions": positions, "mask": mask[:, None], "target": target, "weight": weight, "branch": branch}
+        return {"ids": ids, "positions": positions, "mask": mask[:, None], "target": target, "weight": weight, "branch": branch,
+                "about": about}
 
 
-def run(decoder: Decoder, asker: Asker, seen: torch.Tensor, packed: dict, balance=None) -> torch.Tensor:
+def run(decoder: Decoder, asker: Asker, seen: torch.Tensor, packed: dict, balance=None, heed=None) -> torch.Tensor:
     """Logits `[B, T, vocab]` of the branches' rows."""
     prefix = decoder.tok_embeddings(torch.tensor(asker.prefix)).expand(len(seen), -1, -1)
     x = torch.cat([prefix[:, :1], decoder.rows(seen), prefix[:, 1:], decoder.tok_embeddings(packed["ids"])], 1)
-    x = decoder(x, packed["positions"], packed["mask"], balance=balance)
+    x = decoder(x, packed["positions"], packed["mask"], balance=balance, heed=heed)
     return decoder.output(x[:, -packed["ids"].shape[1]:])
 
 
@@ -118,6 +137,31 @@ def balance_loss(routed) -> torch.Tensor:
         share = torch.bincount(ids.flatten(), minlength=e).float() / ids.numel()
         total = total + e * (share * p.mean(0)).sum()
     return total / len(routed)
+
+
+def heed_loss(heeded, packed, cells: list[np.ndarray]) -> torch.Tensor:
+    """−log of the attention that the token of an answer pays to the cells of the shape it is about.
+
+    What belongs together in a picture (a mark and a shape, a shape and its place) is learnt by attending to one shape and
+    reading the rest there. Left alone the decoder finds this late or never; told where to look, it does so in minutes.
+    """
+    b, t, head, shape = torch.tensor(packed["about"]).T
+    first = packed["mask"].shape[-1] - packed["ids"].shape[1]
+    owned = torch.from_numpy(np.stack([cells[i][s] for i, s in zip(b.tolist(), shape.tolist())]))
+    seen, total = packed["mask"][b, 0, first + t], 0.0
+    for layer in HEED_LAYERS:
+        q, k = (x.float() for x in heeded[layer])
+        group = q.shape[2] // k.shape[2]
+        scores = torch.full(seen.shape, -torch.inf)
+        for h in HEED_HEADS:
+            for i in range(len(q)):
+                at = ((head == h) & (b == i)).nonzero()[:, 0]
+                scores = scores.index_put((at,), q[i, first + t[at], h] @ k[i, :, h // group].T)
+        scores = torch.where(seen, scores / q.shape[-1] ** 0.5, -torch.inf)
+        # The picture's cells stand after the first id, its tag and the summary row.
+        mine = torch.where(owned, scores[:, 3: 3 + owned.shape[1]], -torch.inf)
+        total = total + (scores.logsumexp(-1) - mine.logsumexp(-1)).mean()
+    return total / len(HEED_LAYERS)
 
 
 def score(decoder, asker, seen, rows) -> dict[str, float]:
@@ -183,7 +227,7 @@ def main() -> None:
             o.load_state_dict(kept)
         spent, step = (0.0, state["step"]) if args.again else (state["spent"], state["step"])
     last = saved = time.time()
-    mean = 0.0
+    mean = mean_heed = 0.0
     while spent < 60 * args.minutes:
         part = spent / (60 * args.minutes)
         rate = schedule.rate(args.rate, step, part)
@@ -193,11 +237,15 @@ def main() -> None:
         some = np.sort(rng.choice(len(seen), args.batch, replace=False))
         packed = asker.pack([data.picked(int(i), args.questions, seed=step, long=args.long) for i in some])
         routed = [] if args.experts else None
+        heeded = []
         with torch.autocast("cpu", torch.bfloat16):
-            logits = run(decoder, asker, torch.from_numpy(seen[some].astype(np.float32)), packed, routed).float()
+            logits = run(decoder, asker, torch.from_numpy(seen[some].astype(np.float32)), packed, routed, heeded).float()
         loss = F.cross_entropy(logits.flatten(0, 1), packed["target"].flatten(), ignore_index=-100, reduction="none")
         loss = (loss * packed["weight"].flatten()).sum() / packed["weight"].sum()
-        total = loss + BALANCE * balance_loss(routed) if routed else loss
+        heed = heed_loss(heeded, packed, [data.cells(S.scene("train", int(i))) for i in some])
+        total = loss + HEED * (1 - part) * heed
+        if routed:
+            total = total + BALANCE * balance_loss(routed)
         decoder.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -210,10 +258,11 @@ def main() -> None:
                 s.lerp_(p, 1 - keep)
         now = time.time()
         spent, last = spent + min(now - last, 10.0), now  # a pause is not work
-        mean = loss.item() if mean == 0.0 else 0.98 * mean + 0.02 * loss.item()
+        fresh = mean == 0.0
+        mean, mean_heed = (m + (1.0 if fresh else 0.02) * (v.item() - m) for m, v in ((mean, loss), (mean_heed, heed)))
         done = spent >= 60 * args.minutes
         if step % 50 == 0 or done:
-            print(f"{spent / 60:.1f} min, step {step}, loss {mean:.4f}, rate {rate:.2e} {score(smooth, asker, val, rows) if step % 500 == 0 or done else ''}", flush=True)
+            print(f"{spent / 60:.1f} min, step {step}, loss {mean:.4f}, attention {mean_heed:.3f}, rate {rate:.2e} {score(smooth, asker, val, rows) if step % 500 == 0 or done else ''}", flush=True)
         if now - saved > 300 or done:
             schedule.save(file, {"decoder": decoder.state_dict(), "smooth": smooth.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "spent": spent, "step": step})
             saved = now

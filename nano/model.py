@@ -222,9 +222,11 @@ class Attention(nn.Module):
         self.wq, self.wo = nn.Linear(cfg.dim, cfg.dim, bias=False), nn.Linear(cfg.dim, cfg.dim, bias=False)
         self.wk, self.wv = (nn.Linear(cfg.dim, cfg.n_kv_heads * d, bias=False) for _ in range(2))
 
-    def forward(self, x, turn, mask, cache=None):
+    def forward(self, x, turn, mask, cache=None, heed=None):
         q, k, v = (w(x).unflatten(-1, (-1, self.d)) for w in (self.wq, self.wk, self.wv))
         q, k = rotate(q, *turn), rotate(k, *turn)
+        if heed is not None:
+            heed.append((q, k))
         if cache is not None:
             cache.append((k, v))
             k, v = (torch.cat(part, 1) for part in zip(*cache))
@@ -278,8 +280,8 @@ class Layer(nn.Module):
         self.feed_forward = Mixture(cfg) if cfg.experts else FeedForward(cfg)
         self.attention_norm, self.ffn_norm = RmsNorm(cfg.dim, cfg.norm_eps), RmsNorm(cfg.dim, cfg.norm_eps)
 
-    def forward(self, x, turn, mask, cache=None, balance=None):
-        x = x + self.attention(self.attention_norm(x), turn, mask, cache)
+    def forward(self, x, turn, mask, cache=None, balance=None, heed=None):
+        x = x + self.attention(self.attention_norm(x), turn, mask, cache, heed)
         return x + self.feed_forward(self.ffn_norm(x), balance)
 
 
@@ -313,10 +315,11 @@ class Decoder(nn.Module):
         angle = positions.float()[..., None, None] * freq
         return angle.cos(), angle.sin()
 
-    def forward(self, x, positions, mask, caches=None, balance=None):
+    def forward(self, x, positions, mask, caches=None, balance=None, heed=None):
+        """`balance` collects what each layer's router chose, `heed` the queries and keys of each layer: for the trainer."""
         turn = self.turns(positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, turn, mask, caches[i] if caches is not None else None, balance)
+            x = layer(x, turn, mask, caches[i] if caches is not None else None, balance, heed)
         return self.norm(x)
 
 

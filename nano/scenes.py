@@ -292,6 +292,7 @@ class Question:
     language: str
     question: str
     answer: str
+    about: tuple[int, ...] = ()  # shapes the answer is read from: all for each word, or one for each part of a list
 
 
 def listed(parts: list[str]) -> str:
@@ -311,8 +312,10 @@ def questions(scene: Scene) -> list[Question]:
     """Every question there is about a scene, in a fixed order; the answers are what the scene says."""
     out: list[Question] = []
 
+    about: tuple[int, ...] = ()
+
     def ask(type: str, answer: str, *texts: str, language: str = "en"):
-        out.extend(Question(type, language, t, answer) for t in texts)
+        out.extend(Question(type, language, t, answer, about) for t in texts)
 
     items = scene.shapes
     by_kind, by_colour = unique(s.kind for s in items), unique(s.colour for s in items)
@@ -322,7 +325,10 @@ def questions(scene: Scene) -> list[Question]:
         before = sum(s.place < scene.text.place for s in items)
         listing.insert(before, ("the number " if t in DIGITS else "the word ") + t)
     caption = listed(listing)
+    if not scene.text:
+        about = tuple(range(len(items)))
     ask("caption", caption[0].upper() + caption[1:] + ".", "What's in the image?", "What is in the picture?", "Describe the image.")
+    about = ()
     n = str(len(items))
     ask("count", n, "How many shapes are there?", "How many shapes can you see?")
     ask("count", n, "¿Cuántas formas hay?", language="es")
@@ -338,8 +344,8 @@ def questions(scene: Scene) -> list[Question]:
         if here:
             ask("count", str(here), f"How many {kind}{'es' if kind == 'cross' else 's'} are there?")
         ask("exists", "yes" if here else "no", f"Is there a {kind}?")
-    for s in items:
-        place = PLACES[s.place]
+    for i, s in enumerate(items):
+        place, about = PLACES[s.place], (i,)
         the = f"the {s.colour} {s.kind}"
         ask("where", place, f"Where is {the}?")
         ask("size", s.size, f"How big is {the}?")
@@ -370,12 +376,14 @@ def questions(scene: Scene) -> list[Question]:
                 ask("mark", str(s.mark), f"Which mark is the {s.colour} one?")
             if s.kind in by_kind:
                 ask("mark", str(s.mark), f"Which mark is the {s.kind}?")
-        for o in items:
+        for j, o in enumerate(items):
+            about = (i, j)
             other = f"the {o.colour} {o.kind}"
             if s.place % 3 != o.place % 3:
                 ask("relation", "left" if s.place % 3 < o.place % 3 else "right", f"Is {the} left or right of {other}?")
             if s.place // 3 != o.place // 3:
                 ask("relation", "above" if s.place // 3 < o.place // 3 else "below", f"Is {the} above or below {other}?")
+    about = ()
     if scene.text:
         ask("text", scene.text.kind, "What does it say?", "What is written in the image?", "Read the text.")
     return out
@@ -385,10 +393,12 @@ def lists(scene: Scene) -> list[Question]:
     """Long answers for training alone: each item of one is a question of its own, so that what belongs together is learnt sooner."""
     out: list[Question] = []
 
-    def ask(question: str, pairs) -> None:
-        out.append(Question("list", "en", question, "; ".join(f"{a}: {b}" for a, b in pairs) + "."))
-
     items = scene.shapes
+    order = tuple(range(len(items)))
+
+    def ask(question: str, pairs) -> None:
+        out.append(Question("list", "en", question, "; ".join(f"{a}: {b}" for a, b in pairs) + ".", order))
+
     name = [f"{s.colour} {s.kind}" for s in items]
     place = [PLACES[s.place] for s in items]
     ask("List the shapes and where they are.", zip(name, place))
@@ -403,20 +413,22 @@ def lists(scene: Scene) -> list[Question]:
         ask("List the places by colour.", zip((s.colour for s in items), place))
     if scene.marked:
         marks = sorted(zip((s.mark for s in items), name))
-        ask("List the marks and what they are on.", marks)
         ask("List the shapes and their marks.", zip(name, (s.mark for s in items)))
-        ask("List the marks and where they are.", sorted(zip((s.mark for s in items), place)))
         if len(by_colour) == len(items):
             ask("List the marks by colour.", ((s.colour, s.mark) for s in items))
         if len(by_kind) == len(items):
             ask("List the marks by shape.", ((s.kind, s.mark) for s in items))
+        order = tuple(sorted(order, key=lambda i: items[i].mark))
+        ask("List the marks and what they are on.", marks)
+        ask("List the marks and where they are.", sorted(zip((s.mark for s in items), place)))
     if len(items) > 1:
-        order = list(range(len(items)))
-        random.Random(scene.seed).shuffle(order)
-        out.append(Question("list", "en", f"Where are {listed(['the ' + name[i] for i in order])}?", listed([place[i] for i in order]) + "."))
+        shuffled = list(range(len(items)))
+        random.Random(scene.seed).shuffle(shuffled)
+        order = tuple(shuffled)
+        out.append(Question("list", "en", f"Where are {listed(['the ' + name[i] for i in order])}?", listed([place[i] for i in order]) + ".", order))
         out.append(Question("list", "en", f"What shapes are {listed(['the ' + scene.shapes[i].colour for i in order])}?",
-                            listed([items[i].kind for i in order]) + ".") if len(by_colour) == len(items) else
-                   Question("list", "en", f"How big are {listed(['the ' + name[i] for i in order])}?", listed([items[i].size for i in order]) + "."))
+                            listed([items[i].kind for i in order]) + ".", order) if len(by_colour) == len(items) else
+                   Question("list", "en", f"How big are {listed(['the ' + name[i] for i in order])}?", listed([items[i].size for i in order]) + ".", order))
     return out
 
 

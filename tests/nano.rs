@@ -89,7 +89,12 @@ fn says_what_pytorch_says(checkpoint: &str, all: f64, core: f64) {
 
 #[test]
 fn the_dense_member_says_what_pytorch_says() {
-    says_what_pytorch_says("dense", 66.0, 62.0);
+    says_what_pytorch_says("dense", 88.0, 95.0);
+}
+
+#[test]
+fn the_mixture_says_what_pytorch_says() {
+    says_what_pytorch_says("moe", 82.0, 90.0);
 }
 
 #[test]
@@ -108,6 +113,7 @@ fn the_files_are_small() {
         files.map(|f| f.expect("an entry").metadata().expect("its size").len()).sum::<u64>()
     };
     assert!(checkpoint("dense") <= 12_000_000);
+    assert!(checkpoint("moe") <= 30_000_000);
     let folder = tempfile::tempdir().expect("a directory");
     let output = folder.path().join("nano.gguf");
     let mut options = ConvertOptions::new(vec![nano().join("dense")], output, recipe("Q4_K_M"), recipe("Q8_0"));
