@@ -52,6 +52,8 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Measure load, encoding, prefill and decoding.
     Bench(BenchArgs),
+    /// What a model needs of memory, part by part, and how it would be held within a budget.
+    Fit(FitArgs),
     /// Write a random model of nano or true size, as a checkpoint directory or as GGUF.
     Synth(SynthArgs),
     /// Score a model, or every precision of a checkpoint, on questions with known answers.
@@ -88,6 +90,13 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be at least 1".into()),
         Ok(n) => Ok(n),
         Err(_) => Err("not a whole number".into()),
+    }
+}
+
+fn skew(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if (0.0..=4.0).contains(&x) => Ok(x),
+        _ => Err("not a number from 0 to 4".into()),
     }
 }
 
@@ -128,6 +137,29 @@ pub struct ModelArgs {
     /// Positions that go through the decoder together in prefill; default: 512, and 4096 for a mixture of experts.
     #[arg(long, value_name = "ROWS", value_parser = positive)]
     pub chunk: Option<usize>,
+    /// A budget for everything: weights, encoders, cache, buffers. What does not fit is read from disk when it is needed; what
+    /// cannot work is refused. Default: what the machine has free. `bench` takes several, separated by commas.
+    #[arg(long, value_name = "SIZE", value_parser = size, value_delimiter = ',')]
+    pub memory: Vec<u64>,
+    /// Bytes of a mixture's experts to keep in memory; default: what the budget leaves.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub expert_cache: Option<u64>,
+    /// Which expert gives way when another needs its memory.
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "foresight")]
+    pub expert_policy: PolicyArg,
+    /// Compare checksums of a mixture's experts at every read, not at the first alone.
+    #[arg(long)]
+    pub verify_reads: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyArg {
+    /// The one used longest ago.
+    Lru,
+    /// The one used least often.
+    Lfu,
+    /// The one whose next use is furthest away, as far as one can tell.
+    Foresight,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -278,6 +310,9 @@ pub struct ConvertArgs {
     /// Show what would be written and how large it gets; reads no tensor and writes nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// How a mixture's experts lie in the file.
+    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "stacked")]
+    pub expert_layout: LayoutArg,
     /// Replace files that exist.
     #[arg(long)]
     pub force: bool,
@@ -287,6 +322,15 @@ pub struct ConvertArgs {
     /// The report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How a mixture's experts lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    /// As stock tools have them: the experts of a layer in three tensors.
+    Stacked,
+    /// Gate, up and down of an expert side by side, read in one piece; for this runtime alone.
+    Contiguous,
 }
 
 #[derive(Debug, Args)]
@@ -326,6 +370,9 @@ pub struct QuantizeArgs {
     /// Threads; default: the cores this process may use.
     #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
+    /// How a mixture's experts lie in the file.
+    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "stacked")]
+    pub expert_layout: LayoutArg,
     /// Replace a file that exists.
     #[arg(long)]
     pub force: bool,
@@ -559,7 +606,10 @@ pub struct LogitsArgs {
 #[command(after_help = "Examples:
   sphinx bench tiny.gguf
   sphinx bench tiny.gguf --image photo.jpg --output json
-  sphinx bench tiny.gguf --cold --repeat 3")]
+  sphinx bench tiny.gguf --cold --repeat 3
+  sphinx bench moe.gguf --memory 8G                                   enforced by the system where it can be
+  sphinx bench moe.gguf --memory 8G,12G,16G --plot curve.svg          a curve over budgets
+  sphinx bench moe.gguf --target pi-5-8                               as much memory as a Raspberry Pi 5 has")]
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -581,6 +631,59 @@ pub struct BenchArgs {
     /// How the figures are written.
     #[arg(long, value_enum, default_value = "md")]
     pub output: Format,
+    /// The memory and threads of a device instead of --memory and --threads; its processor and disk are not imitated.
+    #[arg(long, value_name = "PROFILE", conflicts_with_all = ["memory", "threads"])]
+    pub target: Option<String>,
+    /// Write what a mixture asked of its experts, a JSON object a line, for a replay.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub trace: Option<PathBuf>,
+    /// Draw tokens per second over several budgets.
+    #[arg(long, value_name = "FILE.svg", requires = "memory")]
+    pub plot: Option<PathBuf>,
+    /// The control group that the process enters: what `bench --memory` hands to the one that measures.
+    #[arg(long, hide = true)]
+    pub group: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sphinx fit moe.gguf --memory 8G
+  sphinx fit tiny.gguf --target pi-5-8 --images 2
+  sphinx fit SPHINX-MoE/ --memory 12G                a checkpoint, as convert would make it")]
+pub struct FitArgs {
+    /// A language GGUF file, or a checkpoint directory.
+    #[arg(value_name = "MODEL|CHECKPOINT_DIR")]
+    pub model: PathBuf,
+    /// The vision half, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+    /// The budget; default: what this machine has free.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// The budget of a device.
+    #[arg(long, value_name = "PROFILE", conflicts_with = "memory")]
+    pub target: Option<String>,
+    /// Positions to keep room for; default: the model's.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
+    /// Pictures of a prompt; 0 leaves the encoders out.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub images: usize,
+    /// Precision of the key/value cache; default f16, or f32 when the language weights are F32.
+    #[arg(long, value_enum)]
+    pub kv: Option<KvArg>,
+    /// Positions that go through the decoder together.
+    #[arg(long, value_name = "ROWS", value_parser = positive)]
+    pub chunk: Option<usize>,
+    /// Precision that a checkpoint is converted to.
+    #[arg(long, default_value = "Q4_K_M")]
+    pub quant: String,
+    /// The same for its encoders.
+    #[arg(long, default_value = "Q8_0")]
+    pub vision_quant: String,
+    /// As JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -648,6 +751,12 @@ pub struct SynthArgs {
     /// Threads; the result does not depend on it.
     #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
+    /// How uneven a mixture's routers are: scores of the expert of rank r are smaller by (r + 1)^-SKEW. For GGUF files.
+    #[arg(long, value_name = "SKEW", default_value = "0", value_parser = skew)]
+    pub router_skew: f32,
+    /// How a mixture's experts lie in the file.
+    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "stacked")]
+    pub expert_layout: LayoutArg,
     /// Replace files that exist.
     #[arg(long)]
     pub force: bool,

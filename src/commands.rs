@@ -9,6 +9,7 @@ pub mod demo;
 pub mod doctor;
 pub mod embed;
 pub mod eval;
+pub mod fit;
 pub mod imatrix;
 pub mod inspect;
 pub mod logits;

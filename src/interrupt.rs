@@ -1,4 +1,5 @@
-//! Signals. Ctrl-C and SIGTERM: unfinished outputs and temporary folders are removed, then exit 130. A file size limit is an I/O error.
+//! Signals. Ctrl-C and SIGTERM: unfinished outputs and temporary folders are removed, then exit 130. A file size limit is an I/O error,
+//! and so is a model file that is cut short while it is mapped.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -29,6 +30,27 @@ pub fn listen() {
         tracing::debug!("no handler for the limit on file sizes: {e}");
     }
 }
+
+/// Remembers that the weights of `model` are mapped: a file that is cut short while pages of it are missing makes the system send a
+/// signal, and this program says what happened and ends as for any other read that failed.
+#[cfg(unix)]
+pub fn maps(model: &Path) {
+    let name = sphinx_quant::error::printable(&model.display().to_string());
+    let message = format!("error: {name}: the model file changed while in use — leave it alone while it runs, or get it again\n");
+    let end = move || {
+        let _ = rustix::io::write(rustix::stdio::stderr(), message.as_bytes());
+        signal_hook::low_level::exit(4);
+    };
+    // SAFETY: the action makes one system call on bytes that were made before, and ends the process: nothing that a signal may
+    // not do, and nothing is gone on with.
+    if let Err(e) = unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, end) } {
+        tracing::debug!("no handler for files that are cut short: {e}");
+    }
+}
+
+/// Where there is no such signal.
+#[cfg(not(unix))]
+pub fn maps(_model: &Path) {}
 
 /// Remembers that `path` is about to be written through `path.partial`.
 pub fn writes(path: &Path) {

@@ -7,9 +7,11 @@ mod commands;
 mod dataset;
 mod device;
 mod failure;
+mod group;
 mod interrupt;
 mod nano;
 mod output;
+mod plot;
 mod progress;
 mod table;
 
@@ -47,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Embed(a) => commands::embed::run(a, cli.verbose),
         Command::Logits(a) => commands::logits::run(a),
         Command::Bench(a) => commands::bench::run(a),
+        Command::Fit(a) => commands::fit::run(a),
         Command::Synth(a) => commands::synth::run(a, cli.no_progress),
         Command::Eval(a) => commands::eval::run(a, cli.no_progress),
         Command::Demo(a) => commands::demo::run(a, cli.no_progress, cli.verbose),

@@ -165,6 +165,7 @@ fn help_lists_every_command() {
         "embed",
         "logits",
         "bench",
+        "fit",
         "synth",
         "eval",
         "demo",
@@ -572,6 +573,10 @@ fn bench_keeps_its_schema() {
             "device",
             "target",
             "memory_budget_bytes",
+            "plan",
+            "disk_gb_per_s",
+            "major_faults",
+            "memory_stall_s",
             "cold",
             "load_s",
             "image",
@@ -590,7 +595,7 @@ fn bench_keeps_its_schema() {
         &out["image"],
         &["views", "skipped_views", "preprocess_s", "convnext_s", "dinov2_s", "clip_s", "qformer_s", "project_s", "total_s"],
     );
-    has_keys(&out["prefill"], &["tokens", "s", "tokens_per_s"]);
+    has_keys(&out["prefill"], &["tokens", "s", "tokens_per_s", "expert_passes"]);
     has_keys(&out["decode"], &["tokens", "s", "tokens_per_s"]);
     assert_eq!((out["schema"].as_u64(), out["cold"].as_bool(), out["experts"].is_null()), (Some(1), Some(false), true));
     assert_eq!((out["model"]["quant"].as_str(), out["device"].as_str()), (Some("Q4_K_M"), Some("cpu")));
@@ -617,6 +622,110 @@ fn bench_keeps_its_schema() {
     assert!(csv.starts_with("cold,decode.s,"), "{csv}");
     let table = desk.ok(&quick);
     assert!(table.contains("| prefill |") && table.contains("5 positions"), "{table}");
+}
+
+#[test]
+fn bench_keeps_to_a_budget() {
+    let desk = Desk::with_model("Q4_K_M");
+    let quick = ["bench", "light.gguf", "--prompt-tokens", "5", "--gen-tokens", "3", "--repeat", "1", "--context", "64"];
+    let one = desk.json(&[&quick[..], &["--memory", "256M", "--output", "json"]].concat());
+    assert_eq!(one["memory_budget_bytes"], 256 << 20);
+    let by = one["memory"]["enforced_by"].as_str().expect("a text");
+    assert!(["cgroup v1", "cgroup v2", "own accounting"].contains(&by), "{by}");
+    assert_eq!((one["memory"]["within_budget"].as_bool(), one["memory"]["kills"].as_u64().unwrap_or(0)), (Some(true), 0));
+    let parts: Vec<&str> = one["plan"]["parts"].as_array().expect("parts").iter().filter_map(|p| p["name"].as_str()).collect();
+    assert_eq!(parts, ["program", "language", "keys and values", "buffers"]);
+
+    let curve = desk.json(&[&quick[..], &["--memory", "128M,1G", "--output", "json", "--plot", "curve.svg"]].concat());
+    let budgets: Vec<Option<u64>> = curve["curve"].as_array().expect("a curve").iter().map(|r| r["memory_budget_bytes"].as_u64()).collect();
+    assert_eq!(budgets, [Some(128 << 20), Some(1 << 30)]);
+    assert!(String::from_utf8(desk.read("curve.svg")).expect("text").starts_with("<svg"));
+    let table = desk.ok(&[&quick[..], &["--memory", "128M,1G"]].concat());
+    assert_eq!(table.lines().filter(|l| l.starts_with("| ")).count(), 3, "{table}");
+    let csv = desk.ok(&[&quick[..], &["--memory", "128M,1G", "--output", "csv"]].concat());
+    assert_eq!(csv.lines().count(), 3);
+
+    let table = desk.ok(&[&quick[..], &["--target", "pi-5-8"]].concat());
+    assert!(table.contains("| budget | 7.00 GiB |"), "{table}");
+    assert!(desk.fails(2, &[&quick[..], &["--target", "toaster"]].concat()).contains("pi-5-8"));
+    assert!(desk.fails(5, &[&quick[..], &["--memory", "1M"]].concat()).contains("the budget is 1 MiB"));
+    assert!(desk.fails(2, &["run", "light.gguf", "-p", "x", "--memory", "1G,2G"]).contains("bench"));
+    assert!(desk.fails(2, &[&quick[..], &["--trace", "t.jsonl"]].concat()).contains("dense"));
+}
+
+#[test]
+fn a_mixture_answers_within_a_budget_and_leaves_a_trace() {
+    let desk = Desk::empty();
+    let checkpoint = fixture("moe5/checkpoint");
+    desk.ok(&["convert", checkpoint.to_str().expect("a path"), "-o", "moe.gguf", "--quant", "Q8_0"]);
+    let run = |more: &[&str]| {
+        desk.json(&[&["run", "moe.gguf", "-p", "x", "--json", "--temperature", "0", "--max-tokens", "12"][..], more].concat())
+    };
+    let resident = run(&[]);
+    for more in [
+        &["--expert-cache", "96K"][..],
+        &["--expert-cache", "1M", "--expert-policy", "lru"],
+        &["--expert-cache", "200K", "--verify-reads", "--memory", "1G"],
+    ] {
+        assert_eq!(run(more)["tokens"], resident["tokens"], "{more:?}");
+    }
+    let quick = ["bench", "moe.gguf", "--prompt-tokens", "70", "--gen-tokens", "6", "--repeat", "2", "--output", "json"];
+    let out = desk.json(&[&quick[..], &["--expert-cache", "128K", "--trace", "trace.jsonl", "--memory", "1G"]].concat());
+    let experts = &out["experts"];
+    has_numbers(experts, &["hits", "misses", "hit_rate", "bytes_per_token", "stall_s", "guess_recall"]);
+    assert_eq!(experts["cache_bytes"], 128 << 10);
+    // The prompt goes through a layer before the next begins: each expert is read once at most, and a page more for its ends.
+    let passes = out["prefill"]["expert_passes"].as_f64().expect("a number");
+    assert!(passes > 0.2 && passes < 2.0, "{passes}");
+    let trace = String::from_utf8(desk.read("trace.jsonl")).expect("text");
+    let layers: u64 =
+        serde_json::from_str::<Value>(trace.lines().next().expect("a line")).expect("JSON")["layers"].as_u64().expect("a number");
+    // A warm-up and two repetitions, each a prompt and six tokens.
+    assert_eq!(trace.lines().count() as u64, 1 + 3 * 7 * layers);
+    // Experts that lie in the map are read by the system, which does not say how.
+    let out = desk.json(&quick);
+    assert!(out["experts"]["cache_bytes"].is_null() && out["experts"]["hits"].is_null() && !out["experts"].is_null());
+}
+
+#[test]
+fn fit_says_what_a_model_needs() {
+    let desk = Desk::with_model("Q4_K_M");
+    let out = desk.json(&["fit", "light.gguf", "--memory", "1G", "--context", "512", "--json"]);
+    assert_eq!((out["fits"].as_bool(), out["budget_bytes"].as_u64(), out["images"].as_u64()), (Some(true), Some(1 << 30), Some(1)));
+    let peak = out["peak_bytes"].as_u64().expect("a number");
+    let names: Vec<&str> = out["plan"]["parts"].as_array().expect("parts").iter().filter_map(|p| p["name"].as_str()).collect();
+    assert_eq!(names, ["program", "language", "encoders", "keys and values", "buffers"]);
+    // Less of everything needs less.
+    let sum = |of: &Value| of["plan"]["parts"].as_array().expect("parts").iter().filter_map(|p| p["bytes"].as_u64()).sum::<u64>();
+    let usual = ["fit", "light.gguf", "--memory", "1G", "--json"];
+    for less in [&["--context", "300"][..], &["--context", "512", "--kv", "q8_0"], &["--context", "512", "--images", "0"]] {
+        assert!(sum(&desk.json(&[&usual[..], less].concat())) < sum(&out), "{less:?}");
+    }
+    assert!(desk.ok(&["fit", "light.gguf", "--target", "pi-5-8"]).contains("Raspberry Pi 5"));
+
+    // A checkpoint is priced as what convert would make of it.
+    let of_checkpoint = desk.json(&["fit", checkpoint(), "--memory", "1G", "--context", "512", "--vision-quant", "Q4_K_M", "--json"]);
+    assert_eq!(of_checkpoint["peak_bytes"].as_u64(), Some(peak));
+
+    let line = desk.fails(5, &["fit", "light.gguf", "--memory", "2M"]);
+    assert!(line.contains("light.gguf") && line.contains("--memory"), "{line}");
+    assert!(desk.fails(2, &["fit", "light.gguf", "--images", "9", "--context", "512"]).contains("--context"));
+    assert!(desk.fails(3, &["fit", "image.png"]).contains("image.png"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_cut_short_while_it_runs_is_an_io_error() {
+    let desk = Desk::with_model("Q8_0");
+    let args = ["bench", "light.gguf", "--prompt-tokens", "8", "--gen-tokens", "100", "--context", "128", "--repeat", "100000"];
+    let mut child = desk.process(&args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the program starts");
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    fs::File::options().write(true).open(desk.path("light.gguf")).expect("the file").set_len(4096).expect("shorter");
+    let status = child.wait().expect("an end");
+    let mut said = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("UTF-8");
+    assert_eq!(status.code(), Some(4), "{said}");
+    assert!(said.contains("light.gguf: the model file changed while in use — "), "{said}");
 }
 
 #[test]

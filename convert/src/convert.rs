@@ -336,7 +336,7 @@ pub(crate) fn pieces<'a>(recipe: &Recipe, items: &'a [Item]) -> Vec<Piece<'a>> {
             Piece { item, index, name: name.unwrap_or_else(|| item.name.clone()), experts, ty }
         }));
     }
-    out
+    recipe.arrange(out, |p| &p.name)
 }
 
 /// The architecture of a language half of these pieces.
@@ -494,6 +494,16 @@ pub fn dry_run(o: &ConvertOptions, p: &dyn Progress) -> Result<Report> {
     let (mut files, warnings) = plan_files(o, &loaded, p)?;
     let limits = limits(o, &mut files)?;
     Ok(Report { dry_run: true, ..report(&files, &warnings, &limits)? })
+}
+
+/// Writes the headers of the files that [`convert`] would write, with holes for data: to price a model before it is converted.
+///
+/// # Errors
+/// As [`dry_run`], and when a file cannot be written.
+pub fn outline(o: &ConvertOptions, p: &dyn Progress) -> Result<()> {
+    let loaded = Loaded::open(&o.inputs, &o.reading())?;
+    let (files, _) = plan_files(o, &loaded, p)?;
+    files.iter().try_for_each(|f| Ok(sphinx_quant::gguf::outline(&f.path, &f.plan)?))
 }
 
 /// Converts a checkpoint into `NAME.gguf` and, unless it is text only, `mmproj-NAME.gguf`.

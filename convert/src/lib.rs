@@ -27,10 +27,10 @@ pub mod transform;
 pub mod variant;
 pub mod verify;
 
-pub use convert::{Arch, ConvertOptions, convert, dry_run, mmproj_path};
+pub use convert::{Arch, ConvertOptions, convert, dry_run, mmproj_path, outline};
 pub use error::{ConvertError, Result};
 pub use inspect::{Card, CheckpointInfo, CheckpointTensor, inspect_checkpoint};
 pub use quantize::{QuantizeOptions, quantize};
 pub use report::{FileReport, Progress, Report, RowReport};
-pub use synth::{SynthOptions, synth};
+pub use synth::{SynthOptions, synth, synth_outline};
 pub use verify::{Against, Verification, verify};

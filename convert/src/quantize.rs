@@ -218,6 +218,7 @@ fn plan<'a>(gguf: &'a Gguf, recipe: &Recipe, imatrix: Option<&Imatrix>) -> Resul
             out.push(Output { plan, pieces: pieces.collect(), weights });
         }
     }
+    let out = recipe.arrange(out, |t| &t.plan.name);
     let arch = match gguf.arch() {
         keys::ARCH_SPLIT | "llama" if cut => keys::ARCH_SPLIT,
         other if cut => {

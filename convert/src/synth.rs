@@ -57,6 +57,9 @@ pub struct SynthOptions {
     pub skip_tokens: Option<usize>,
     /// Where pictures lie in their padding, for a GGUF pair; a checkpoint does not say it.
     pub pad_anchor: Option<PadAnchor>,
+    /// How uneven a mixture's routers are, in a GGUF pair: the scores of the expert of rank `r` are smaller by `(r + 1)^−skew`, so that
+    /// some experts are chosen much oftener than others; 0 leaves them as they are drawn.
+    pub router_skew: f32,
     /// Model-parallel shards of a directory.
     pub shards: usize,
     /// Where the numbers come from.
@@ -83,6 +86,7 @@ impl SynthOptions {
             layout: None,
             skip_tokens: None,
             pad_anchor: None,
+            router_skew: 0.0,
             shards: 1,
             seed: 0,
             output,
@@ -201,6 +205,16 @@ pub fn synth(o: &SynthOptions, p: &dyn Progress) -> Result<Report> {
     }
 }
 
+/// Writes the headers of the files that [`synth`] would write, with holes for data: models of any size to plan for.
+///
+/// # Errors
+/// As [`synth`], for a GGUF pair.
+pub fn synth_outline(o: &SynthOptions) -> Result<()> {
+    let invented = Invented::new(o)?;
+    let files = [Planned::new(o, &invented, Half::Language)?, Planned::new(o, &invented, Half::Vision)?];
+    files.into_iter().flatten().try_for_each(|f| Ok(sphinx_quant::gguf::outline(&f.path, &f.plan)?))
+}
+
 /// A part of one tensor's numbers, in one format.
 struct Drawn {
     seed: u64,
@@ -209,12 +223,21 @@ struct Drawn {
     width: usize,
     share: Share,
     ty: GgmlType,
+    /// How uneven the rows are, for a router.
+    skew: f32,
 }
 
 impl Source for Drawn {
     fn make(&self, rows: Range<usize>, slot: &mut Slot) -> Result<()> {
         slot.bytes.clear();
         let mut at = rows.start;
+        while at < rows.end && self.skew != 0.0 {
+            // Which expert has which rank differs from layer to layer.
+            let rank = (at as u64 + self.seed) % self.share.height as u64;
+            let fill = Fill { std: self.fill.std * (rank as f32 + 1.0).powf(-self.skew), ..self.fill };
+            draw::draw(self.ty, self.seed, fill, (self.share.row(at) * self.width) as u64, self.width, &mut slot.bytes);
+            at += 1;
+        }
         while at < rows.end {
             // As far as rows follow one another in the whole, all at once; a part of a row alone.
             let (columns, count) = match &self.share.columns {
@@ -364,7 +387,7 @@ fn pair(o: &SynthOptions, invented: &Invented, p: &dyn Progress) -> Result<Repor
     let _watched = Watched::begin(p, "synth", report.rows.iter().map(|r| r.bytes_out).sum());
     let mut finished = Vec::new();
     for f in files {
-        let jobs: Vec<Job<'_>> = f.pieces.iter().map(|piece| of_piece(piece, o.seed)).collect();
+        let jobs: Vec<Job<'_>> = f.pieces.iter().map(|piece| of_piece(piece, o.seed, o.router_skew)).collect();
         let mut writer = Writer::create(&f.path, f.plan)?;
         pipeline::run(&jobs, &mut writer, &limits, p)?;
         writer.set_str(&f.half.key(keys::PAIR_ID), &report.pair_id)?;
@@ -377,12 +400,13 @@ fn pair(o: &SynthOptions, invented: &Invented, p: &dyn Progress) -> Result<Repor
 }
 
 /// A tensor of a model file.
-fn of_piece<'a>(piece: &'a Piece<'_>, seed: u64) -> Job<'a> {
+fn of_piece<'a>(piece: &'a Piece<'_>, seed: u64, router_skew: f32) -> Job<'a> {
     let (item, ty) = (piece.item, piece.ty);
     let (height, cols) = (item.rows() / item.experts().unwrap_or(1).max(1), item.cols());
     let rows = height * piece.experts.len();
     let share = Share { first: height * piece.experts.start, ..Share::all(rows) };
-    let drawn = Drawn { seed: seed_of(seed, &item.source), fill: fill_of(item), width: cols, share, ty };
+    let skew = if item.role == Role::Router { router_skew } else { 0.0 };
+    let drawn = Drawn { seed: seed_of(seed, &item.source), fill: fill_of(item), width: cols, share, ty, skew };
     Job {
         source: Box::new(drawn),
         name: &piece.name,
@@ -465,7 +489,7 @@ impl Held<'_> {
         let cols = |shape: &[usize]| shape.iter().product::<usize>() / rows(shape).max(1);
         let Stored { name, fill, shape, .. } = self.tensor;
         let (seed, ty) = (seed_of(seed, name), GgmlType::BF16);
-        let drawn = Drawn { seed, fill: *fill, width: cols(shape), share: self.share.clone(), ty };
+        let drawn = Drawn { seed, fill: *fill, width: cols(shape), share: self.share.clone(), ty, skew: 0.0 };
         Job {
             source: Box::new(drawn),
             name,
@@ -573,7 +597,7 @@ mod tests {
     fn drawn(rule: Rule, shape: &[usize], rank: usize, of: usize, step: usize) -> (Vec<u16>, Vec<usize>) {
         let (share, part) = Share::of("t", shape, rule, rank, of).unwrap();
         let fill = Fill { mean: 0.0, std: 1.0 };
-        let d = Drawn { seed: 7, fill, width: shape[1], share, ty: GgmlType::BF16 };
+        let d = Drawn { seed: 7, fill, width: shape[1], share, ty: GgmlType::BF16, skew: 0.0 };
         let mut out = vec![];
         let mut slot = Slot::default();
         for start in (0..part[0]).step_by(step) {

@@ -13,4 +13,4 @@ pub mod write;
 pub use keys::Half;
 pub use read::Gguf;
 pub use value::{Array, Value};
-pub use write::{Finished, Plan, TensorPlan, Writer};
+pub use write::{Finished, Plan, TensorPlan, Writer, outline};

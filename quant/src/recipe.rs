@@ -284,6 +284,17 @@ pub struct Recipe {
     vision: Option<Mix>,
     experts: usize,
     rules: Vec<Rule>,
+    layout: ExpertLayout,
+}
+
+/// How a mixture's experts lie in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// All experts of a layer in three tensors, as stock tools have them.
+    #[default]
+    Stacked,
+    /// Gate, up and down of one expert side by side, a tensor each: one read fetches an expert. For this runtime alone.
+    Contiguous,
 }
 
 /// A recipe file as written.
@@ -321,7 +332,14 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 impl Recipe {
     /// The recipe called `name`, in any case.
     pub fn named(name: &str) -> Option<Recipe> {
-        Mix::named(name).map(|mix| Recipe { name: NAMES[mix as usize].into(), mix, vision: None, experts: 0, rules: Vec::new() })
+        Mix::named(name).map(|mix| Recipe {
+            name: NAMES[mix as usize].into(),
+            mix,
+            vision: None,
+            experts: 0,
+            rules: Vec::new(),
+            layout: ExpertLayout::default(),
+        })
     }
 
     /// The names that [`named`](Recipe::named) knows, most precise first.
@@ -368,13 +386,59 @@ impl Recipe {
         let vision = file.vision_base.as_deref().map(|text| mix("vision_base", text)).transpose()?;
         let made = |(i, r): (usize, &RuleFile)| rule(r).map_err(|what| bad(name, format!("rule {} ({}): {what}", i + 1, r.shown())));
         let rules = file.rule.iter().enumerate().map(made).collect::<Result<_>>()?;
-        Ok(Recipe { name: printable(name), mix: base, vision, experts: 0, rules })
+        Ok(Recipe { name: printable(name), mix: base, vision, experts: 0, rules, layout: ExpertLayout::default() })
     }
 
     /// The same recipe for a mixture of `experts` experts.
     pub fn with_experts(mut self, experts: usize) -> Recipe {
         self.experts = experts;
         self
+    }
+
+    /// The same recipe for files whose experts lie so.
+    #[must_use]
+    pub fn with_expert_layout(mut self, layout: ExpertLayout) -> Recipe {
+        self.layout = layout;
+        self
+    }
+
+    /// Puts what a layer's experts consist of in the order of the layout. `tensors` are those of a file, in file order, runs
+    /// already cut; `name` tells what they are called.
+    pub fn arrange<T>(&self, tensors: Vec<T>, name: impl Fn(&T) -> &str) -> Vec<T> {
+        if self.layout == ExpertLayout::Stacked {
+            return tensors;
+        }
+        // Per layer its experts' tensors, in the place of the first of them.
+        let place = |t: &T| {
+            let (stack, run) = STACKS.iter().enumerate().find_map(|(i, (_, run))| Some((i, names::numbers(run, name(t))?)))?;
+            Some((run.0, run.1, stack))
+        };
+        let mut layers: Vec<(usize, Vec<T>)> = Vec::new();
+        let mut out: Vec<Result<T, usize>> = Vec::with_capacity(tensors.len());
+        for t in tensors {
+            let Some((layer, ..)) = place(&t) else {
+                out.push(Ok(t));
+                continue;
+            };
+            match layers.iter_mut().find(|(l, _)| *l == layer) {
+                Some((_, all)) => all.push(t),
+                None => {
+                    out.push(Err(layers.len()));
+                    layers.push((layer, vec![t]));
+                }
+            }
+        }
+        for (_, all) in &mut layers {
+            all.sort_by_key(|t| place(t).map(|(_, first, stack)| (first, stack)));
+        }
+        let mut done = Vec::with_capacity(out.len());
+        for t in out {
+            match t {
+                Ok(t) => done.push(t),
+                Err(layer) => done.append(&mut layers[layer].1),
+            }
+        }
+        done
     }
 
     /// Its name, or its file's without the extension.
@@ -403,6 +467,9 @@ impl Recipe {
     /// The formats inside a stack of `experts` experts, as runs in order that cover all of it: one run where nothing differs.
     /// `place` is the stack as a whole, under its whole name.
     pub fn cut(&self, place: &Place, experts: usize) -> Vec<(Range<usize>, GgmlType)> {
+        if self.layout == ExpertLayout::Contiguous {
+            return (0..experts).map(|e| (e..e + 1, self.pick(place, Some(e)))).collect();
+        }
         if self.rules.iter().all(|r| r.experts.is_none()) {
             return vec![(0..experts, self.pick(place, None))];
         }
@@ -653,6 +720,43 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn experts_side_by_side() {
+        let r = Recipe::named("Q4_K_M").unwrap().with_expert_layout(ExpertLayout::Contiguous);
+        let names = [
+            "a",
+            "blk.0.ffn_gate_exps.0.weight",
+            "blk.0.ffn_gate_exps.1.weight",
+            "blk.0.ffn_down_exps.0.weight",
+            "b",
+            "blk.0.ffn_down_exps.1.weight",
+            "blk.0.ffn_up_exps.0.weight",
+            "blk.0.ffn_up_exps.1.weight",
+            "blk.1.ffn_up_exps.0.weight",
+            "c",
+        ];
+        let arranged = r.arrange(names.to_vec(), |n| n);
+        assert_eq!(
+            arranged,
+            [
+                "a",
+                "blk.0.ffn_gate_exps.0.weight",
+                "blk.0.ffn_up_exps.0.weight",
+                "blk.0.ffn_down_exps.0.weight",
+                "blk.0.ffn_gate_exps.1.weight",
+                "blk.0.ffn_up_exps.1.weight",
+                "blk.0.ffn_down_exps.1.weight",
+                "b",
+                "blk.1.ffn_up_exps.0.weight",
+                "c"
+            ]
+        );
+        assert_eq!(Recipe::named("Q4_K_M").unwrap().arrange(names.to_vec(), |n| n), names);
+        let place =
+            Place { name: "blk.0.ffn_up_exps.weight", role: role_of("blk.0.ffn_up_exps.weight").unwrap(), layer: 0, layers: 2, cols: 256 };
+        assert_eq!(r.cut(&place, 3).len(), 3);
+    }
 
     fn choose(recipe: &Recipe, name: &str, layer: usize, layers: usize, cols: usize) -> GgmlType {
         recipe.choose(&Place { name, role: role_of(name).expect(name), layer, layers, cols })

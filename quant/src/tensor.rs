@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::AnyBitPattern;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 use crate::GgmlType;
 
@@ -14,9 +14,11 @@ use crate::GgmlType;
 #[derive(Debug)]
 pub enum Bytes {
     /// A mapped file, shared by all its tensors.
-    Mapped(Mmap),
+    Mapped(Mmap, File),
     /// Bytes in memory, in 8-byte words so that blocks are aligned; the length in bytes (for tests and small tables).
     Owned(Vec<u64>, usize),
+    /// Whole pages of memory that a part of a file is read into, again and again.
+    Pages(MmapMut),
 }
 
 impl Bytes {
@@ -28,7 +30,8 @@ impl Bytes {
         // SAFETY: the map is read-only and private to this process, and nothing here writes to a model file: outputs
         // are written under another name and renamed. A stranger who writes into the file while it is mapped changes
         // numbers that are checked or harmless, or ends the process by truncation; neither reaches other memory.
-        Ok(Bytes::Mapped(unsafe { Mmap::map(file)? }))
+        let map = unsafe { Mmap::map(file)? };
+        Ok(Bytes::Mapped(map, file.try_clone()?))
     }
 
     /// A copy in memory.
@@ -38,11 +41,34 @@ impl Bytes {
         Bytes::Owned(words, data.len())
     }
 
+    /// Zeroed pages, at least `len` bytes.
+    ///
+    /// # Errors
+    /// What the system says: no memory.
+    pub fn pages(len: usize) -> io::Result<Bytes> {
+        let map = MmapMut::map_anon(len.max(1))?;
+        #[cfg(target_os = "linux")]
+        if len >= 4 << 20 {
+            // Only a wish: without large pages everything is as before.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Bytes::Pages(map))
+    }
+
+    /// The bytes to be written; `None` for those of a file.
+    pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
+        match self {
+            Bytes::Mapped(..) => None,
+            Bytes::Owned(words, len) => Some(&mut bytemuck::cast_slice_mut(words)[..*len]),
+            Bytes::Pages(map) => Some(map),
+        }
+    }
+
     /// Lets the system drop the pages of `range`; they are read from the file again when touched. Does nothing for
     /// bytes in memory, or when the system does not care to.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Bytes::Mapped(map) = self
+        if let Bytes::Mapped(map, _) = self
             && range.start < range.end
             && range.end <= map.len()
         {
@@ -53,11 +79,24 @@ impl Bytes {
         let _ = range;
     }
 
+    /// As [`release`](Bytes::release), and has the system drop the pages from its cache of the file too, as far as nobody else
+    /// maps them.
+    pub fn evict(&self, range: Range<usize>) {
+        self.release(range.clone());
+        #[cfg(all(unix, not(target_vendor = "apple")))]
+        if let Bytes::Mapped(_, file) = self
+            && let Some(len) = std::num::NonZeroU64::new(range.len() as u64)
+        {
+            // Only a wish, too.
+            let _ = rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::DontNeed);
+        }
+    }
+
     /// Has the pages of `range` read from the file and mapped, and returns when they are there. Does nothing for bytes in memory;
     /// where the system has no such call, it is asked to begin reading.
     pub fn fetch(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Bytes::Mapped(map) = self
+        if let Bytes::Mapped(map, _) = self
             && range.start < range.end
             && range.end <= map.len()
         {
@@ -83,7 +122,7 @@ impl Bytes {
     /// Whether the system may count on what comes next in the file being read next.
     fn expect_order(&self, yes: bool) {
         #[cfg(unix)]
-        if let Bytes::Mapped(map) = self
+        if let Bytes::Mapped(map, _) = self
             && !map.is_empty()
         {
             // If the system does not care to, nothing is lost but time.
@@ -96,8 +135,9 @@ impl Bytes {
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
+            Bytes::Mapped(map, _) => map,
             Bytes::Owned(words, len) => &bytemuck::cast_slice(words)[..*len],
+            Bytes::Pages(map) => map,
         }
     }
 }
@@ -241,6 +281,7 @@ mod tests {
         for bytes in [Bytes::map(&file).unwrap(), Bytes::owned(&data)] {
             for range in [0..0, 0..100_000, 5_000..5_001, 4_000..90_000, 9..200_000] {
                 bytes.sparsely(|| bytes.fetch(range.clone()));
+                bytes.evict(range.clone());
                 bytes.fetch(range);
             }
             assert!(bytes.as_slice() == data);

@@ -340,3 +340,42 @@ fn the_header_of_a_real_vocabulary_is_quick() {
     eprintln!("a header of {} bytes opens in {best:?}", file.len());
     assert!(best < Duration::from_millis(100), "{best:?}");
 }
+
+#[test]
+fn every_expert_has_a_checksum_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("moe.gguf");
+    let mut plan = small("llama", 32);
+    plan.tensors = vec![
+        planned("blk.0.ffn_up_exps.weight", GgmlType::Q8_0, &[64, 3, 5]),
+        planned("output_norm.weight", GgmlType::F32, &[7]),
+        planned("blk.1.ffn_down_exps.2.weight", GgmlType::F16, &[32, 2, 3]),
+    ];
+    let bytes: u64 = plan.tensors.iter().map(|t| t.bytes().unwrap()).sum();
+    let mut w = Writer::create(&path, plan).unwrap();
+    // In pieces that begin and end anywhere.
+    let data: Vec<u8> = (0..bytes).map(|i| (i * 31 % 251) as u8).collect();
+    data.chunks(37).for_each(|piece| w.write(piece).unwrap());
+    w.finish().unwrap().commit().unwrap();
+    let file = Gguf::open(&path).unwrap();
+    for (index, experts) in [(0, 5), (2, 3)] {
+        let stack = &file.tensors()[index];
+        let rows = stack.rows() / experts;
+        for e in 0..experts {
+            let expert = stack.part(e * rows..(e + 1) * rows).unwrap();
+            assert_eq!(file.part_checksum(&expert), Some(xxhash_rust::xxh3::xxh3_64(expert.bytes())), "{index} {e}");
+        }
+        assert_eq!(file.part_checksum(stack), file.checksum(index));
+        // What is no expert has none.
+        assert_eq!(file.part_checksum(&stack.part(0..rows - 1).unwrap()), None);
+        assert_eq!(file.part_checksum(&stack.part(1..rows + 1).unwrap()), None);
+    }
+    assert_eq!(file.part_checksum(&file.tensors()[1]), file.checksum(1));
+
+    // A list of another length is damage.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(16).position(|w| w == b"checksum.experts").unwrap() + 16;
+    assert_eq!(bytes[at + 8..at + 16], 8u64.to_le_bytes());
+    bytes[at + 8] = 7;
+    assert!(Gguf::from_bytes("damaged", bytes).is_err());
+}

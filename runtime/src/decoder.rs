@@ -6,8 +6,10 @@ use sphinx_quant::gguf::{Gguf, names};
 use sphinx_targets::{After, KvShape, KvType, Linear, Rope, Target};
 
 use crate::Result;
-use crate::experts::Resident;
+use crate::experts::{Provider, Streaming};
+use crate::plan::layer_places;
 use crate::source::LanguageParams;
+use crate::source::window::{Window, whole_pages};
 
 mod layer;
 pub mod moe;
@@ -22,8 +24,10 @@ pub(crate) const LOGIT_ROWS: usize = 16;
 pub struct Decoder<T: Target> {
     embed: T::Matrix,
     layers: Vec<Layer<T>>,
+    /// Which layers' weights are read for every run, if not all stay in memory.
+    window: Option<Window>,
     /// What [`layer::Ffn::Mixture`] visits; no layers in a dense model.
-    experts: Resident<T>,
+    experts: Provider<T>,
     norm: T::Vector,
     output: Linear<T>,
     params: LanguageParams,
@@ -48,27 +52,41 @@ pub struct Scratch<T: Target> {
 }
 
 impl<T: Target> Decoder<T> {
-    /// The decoder in `file`, which `params` were read from.
+    /// The decoder in `file`, which `params` were read from. A mixture's experts are streamed where `streaming` says how, and what
+    /// is asked of them is written down where `trace` is set.
     ///
     /// # Errors
     /// When a tensor is missing or of a type the target does not compute with.
-    pub fn load(t: &T, file: &Gguf, params: &LanguageParams) -> Result<Decoder<T>> {
+    pub fn load(t: &T, file: &Gguf, params: &LanguageParams, streaming: Option<Streaming>, trace: bool) -> Result<Decoder<T>> {
         let rope = Arc::new(Rope::new(params.head_dim, params.rope_base, params.rope_scale));
         let layers = (0..params.layers).map(|i| Layer::load(t, file, params, &rope, i)).collect::<Result<Vec<_>>>()?;
         let output = if params.tied_output { names::TOKEN_EMBD } else { names::OUTPUT };
         Ok(Decoder {
             embed: t.matrix(&[file.tensor(names::TOKEN_EMBD)?.clone()])?,
             layers,
-            experts: Resident::load(t, file, params)?,
+            window: None,
+            experts: Provider::load(t, file, params, streaming, trace)?,
             norm: t.vector(file.tensor(names::OUTPUT_NORM)?)?,
             output: Linear { weight: t.matrix(&[file.tensor(output)?.clone()])?, bias: None },
             params: params.clone(),
         })
     }
 
+    /// From now on only the first `resident` layers stay in memory.
+    pub(crate) fn stream_layers(&mut self, file: &Gguf, resident: usize) {
+        let mut places: Vec<_> = layer_places(file, self.params.layers).into_iter().map(whole_pages).collect();
+        places.iter_mut().take(resident).for_each(Vec::clear);
+        self.window = file.tensors().first().map(|t| Window::new(t.backing().0, places, true));
+    }
+
     /// Sizes and constants.
     pub fn params(&self) -> &LanguageParams {
         &self.params
+    }
+
+    /// A mixture's experts.
+    pub fn experts(&self) -> &Provider<T> {
+        &self.experts
     }
 
     /// Buffers for runs of at most `chunk` rows.
@@ -112,8 +130,9 @@ impl<T: Target> Decoder<T> {
     /// # Errors
     /// When the target fails.
     pub fn forward(&self, t: &T, s: &mut Scratch<T>, caches: &mut [T::Kv], pos: usize) -> Result<()> {
-        for (l, kv) in self.layers.iter().zip(caches) {
-            layer::layer(t, l, &self.experts, s, kv, pos)?;
+        for (i, (l, kv)) in self.layers.iter().zip(caches).enumerate() {
+            let _turn = self.window.as_ref().map(|w| w.turn(i));
+            layer::layer(t, l, self.layers.get(i + 1), &self.experts, s, kv, pos)?;
         }
         Ok(())
     }

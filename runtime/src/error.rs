@@ -6,6 +6,8 @@ use sphinx_quant::error::printable;
 use sphinx_quant::{ErrorKind, QuantError};
 use sphinx_targets::TargetError;
 
+use crate::experts::Failure;
+
 /// Every failure of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -51,6 +53,18 @@ pub enum RuntimeError {
         /// Where in the sequence, image rows counted.
         position: usize,
     },
+    /// An expert cannot be had.
+    #[error("{}: expert {expert} of layer {layer} {}", printable(&file.display().to_string()), why(failure))]
+    Expert {
+        /// The model file.
+        file: PathBuf,
+        /// Its layer.
+        layer: usize,
+        /// Its number.
+        expert: u32,
+        /// What went wrong.
+        failure: Failure,
+    },
     /// A read failed.
     #[error("{}: {source} — check the path and its permissions", printable(&file.display().to_string()))]
     Io {
@@ -70,7 +84,22 @@ impl RuntimeError {
             RuntimeError::Invalid { .. } | RuntimeError::Picture { .. } | RuntimeError::NotFinite { .. } => ErrorKind::Invalid,
             RuntimeError::Usage(_) => ErrorKind::Usage,
             RuntimeError::Budget(_) => ErrorKind::Budget,
-            RuntimeError::Io { .. } => ErrorKind::Io,
+            RuntimeError::Io { .. } | RuntimeError::Expert { failure: Failure::Io(_), .. } => ErrorKind::Io,
+            RuntimeError::Expert { failure: Failure::Damaged { .. }, .. } => ErrorKind::Invalid,
+            RuntimeError::Expert { failure: Failure::Budget { .. }, .. } => ErrorKind::Budget,
+        }
+    }
+}
+
+/// What kept an expert away, and what to do.
+fn why(failure: &Failure) -> String {
+    match failure {
+        Failure::Io(e) => format!("cannot be read: {e} — check the disk and the file, then ask again"),
+        Failure::Damaged { expected, found } => {
+            format!("is damaged: its checksum is {found:016x}, recorded is {expected:016x} — get or convert the file again")
+        }
+        Failure::Budget { need, budget } => {
+            format!("takes {} MiB, the cache has {} MiB — give more with --memory", need.div_ceil(1 << 20), budget >> 20)
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{Result, RuntimeError};
 pub(crate) mod ahead;
 mod params;
 pub(crate) mod stacks;
+pub(crate) mod window;
 
 pub use params::LanguageParams;
 

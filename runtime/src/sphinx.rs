@@ -10,17 +10,14 @@ use sphinx_quant::gguf::{Gguf, names};
 use sphinx_targets::{KvType, Target};
 
 use crate::decoder::Decoder;
+use crate::experts::{Policy, Streaming};
+use crate::plan::{Plan, Priced, Wish};
 use crate::session::{Budget, Reply, Request, Session};
 use crate::source::ahead::Ahead;
 use crate::source::{LanguageParams, Source};
 use crate::tokenizer::Tokenizer;
 use crate::vision::{ImageRows, Observe, Picture, Vision};
 use crate::{Result, RuntimeError};
-
-/// Rows of a prompt that are run at once, unless the caller has another wish.
-const CHUNK: usize = 512;
-/// The same for a mixture: a picture of nine sub-images and its question in one piece, so that each expert is read once.
-const MIXTURE_CHUNK: usize = 4096;
 
 /// How a model is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +31,25 @@ pub struct Options {
     /// Rows of a prompt that are run at once; by default 512, and 4096 for a mixture, which reads each of its experts once per
     /// layer for every such piece. Results do not depend on it. Memory is taken as rows need it, not for the largest piece.
     pub chunk: Option<usize>,
+    /// Bytes for everything; by default what the machine has free. Kept by targets that compute in place.
+    pub memory: Option<u64>,
+    /// Bytes of the cache that a mixture's experts are streamed into; by default what the budget leaves, and no streaming where
+    /// all of them fit.
+    pub expert_cache: Option<u64>,
+    /// Which expert gives way in it.
+    pub expert_policy: Policy,
+    /// Compare checksums of experts at every read rather than the first.
+    pub verify_reads: bool,
+    /// Streams experts just so, whatever there is room for.
+    pub streaming: Option<Streaming>,
+    /// So many decoder layers stay in memory, whatever there is room for; the others are read for every run.
+    pub resident_layers: Option<usize>,
+    /// Encoders are read block by block and dropped again, whatever there is room for.
+    pub stream_encoders: bool,
+    /// No picture will come: memory is planned without encoders.
+    pub text_only: bool,
+    /// Whether what a mixture asks for is written down, see [`Provider::take_trace`](crate::experts::Provider::take_trace).
+    pub trace: bool,
 }
 
 /// A SPHINX model, or any other LLaMA, on a target.
@@ -45,7 +61,7 @@ pub struct Sphinx<T: Target> {
     vision: OnceLock<Vision<T>>,
     context: usize,
     kv: KvType,
-    chunk: usize,
+    plan: Plan,
     load_s: f64,
     /// What still reads weights ahead of their use.
     _ahead: Option<Ahead>,
@@ -67,8 +83,8 @@ impl<T: Target> Sphinx<T> {
         if !(2..=1 << 24).contains(&context) {
             return Err(RuntimeError::Usage(format!("the context is {context}, expected 2 to {}", 1 << 24)));
         }
-        let chunk = options.chunk.unwrap_or(if params.is_mixture() { MIXTURE_CHUNK } else { CHUNK });
-        if !(1..=1 << 16).contains(&chunk) {
+        if options.chunk.is_some_and(|chunk| !(1..=1 << 16).contains(&chunk)) {
+            let chunk = options.chunk.unwrap_or_default();
             return Err(RuntimeError::Usage(format!("prompts are to be run in pieces of {chunk}, expected 1 to {}", 1 << 16)));
         }
         if context > params.context {
@@ -79,11 +95,19 @@ impl<T: Target> Sphinx<T> {
         }
         warn_of_rest(source.language());
         let kv = options.kv.unwrap_or(if params.whole_precision { KvType::F32 } else { KvType::F16 });
+        let mut plan = Sphinx::plan_for(&target, &source, context, kv, options)?;
+        plan.encoders_streamed |= options.stream_encoders;
         let tokenizer = Tokenizer::from_gguf(source.language())?;
-        let decoder = source.language().sparsely(|| Decoder::load(&target, source.language(), params))?;
+        let streaming = options.streaming.or(plan.streaming);
+        let load = || Decoder::load(&target, source.language(), params, streaming, options.trace);
+        let mut decoder = source.language().sparsely(load)?;
+        let resident = options.resident_layers.unwrap_or(plan.resident_layers);
+        if resident < params.layers {
+            decoder.stream_layers(source.language(), resident);
+        }
         // Of a table of embeddings few rows are used, and of a mixture not all experts.
         let table = if params.tied_output { "" } else { names::TOKEN_EMBD };
-        let ahead = Ahead::start(source.language(), |name| name != table && !name.contains("_exps."));
+        let ahead = if plan.ahead { Ahead::start(source.language(), |name| name != table && !name.contains("_exps.")) } else { None };
         let load_s = start.elapsed().as_secs_f64();
         tracing::info!("{} on {}, loaded in {load_s:.3} s", path.display(), target.name());
         Ok(Sphinx {
@@ -93,12 +117,46 @@ impl<T: Target> Sphinx<T> {
             vision: OnceLock::new(),
             context,
             kv,
-            chunk: chunk.min(context),
+            plan,
             load_s,
             source,
             _ahead: ahead,
             vision_ahead: OnceLock::new(),
         })
+    }
+
+    /// How the model is to be held in memory. Where a target does not compute in place, everything is resident.
+    fn plan_for(target: &T, source: &Source, context: usize, kv: KvType, options: &Options) -> Result<Plan> {
+        let wish = Wish {
+            memory: options.memory,
+            context,
+            kv,
+            chunk: options.chunk,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            expert_cache: options.expert_cache,
+            policy: options.expert_policy,
+            verify_reads: options.verify_reads,
+        };
+        // A vision half that is broken is said to be when a picture comes.
+        let vision = if !options.text_only && source.has_vision() { source.open_vision().ok() } else { None };
+        let priced = Priced::new(source.language(), source.params(), None)?;
+        let priced = match &vision {
+            Some(file) => Priced::new(source.language(), source.params(), Some(file)).unwrap_or(priced),
+            None => priced,
+        };
+        if target.computes_in_place() {
+            return priced.plan(&wish);
+        }
+        if options.memory.is_some() {
+            tracing::warn!("a budget is kept by the cpu device alone; here all weights are copied");
+        }
+        let plan = priced.plan(&Wish { memory: Some(u64::MAX), expert_cache: None, ..wish })?;
+        Ok(Plan { budget_given: false, ..plan })
+    }
+
+    /// How the model is held in memory.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What computes.
@@ -156,9 +214,9 @@ impl<T: Target> Sphinx<T> {
             return Ok(vision);
         }
         let file = self.source.open_vision()?;
-        let load = if self.params().is_mixture() { Vision::load_fine } else { Vision::load };
-        let vision = file.sparsely(|| load(&self.target, &file))?;
-        self.vision_ahead.get_or_init(|| Ahead::start(&file, |_| true));
+        let fine = self.params().is_mixture();
+        let vision = file.sparsely(|| Vision::load_with(&self.target, &file, fine, self.plan.encoders_streamed))?;
+        self.vision_ahead.get_or_init(|| if self.plan.encoders_streamed { None } else { Ahead::start(&file, |_| true) });
         if vision.dim() != self.params().dim {
             let what = format!(
                 "its rows are {} wide, the decoder of {} takes {}",
@@ -208,7 +266,7 @@ impl<T: Target> Sphinx<T> {
     /// # Errors
     /// When memory for its cache does not suffice.
     pub fn session(&self) -> Result<Session<'_, T>> {
-        Session::new(self, self.context, self.chunk, self.kv)
+        Session::new(self, self.context, self.plan.chunk, self.kv)
     }
 
     /// Asks one question, about any number of pictures, in the model's own template.

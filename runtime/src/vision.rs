@@ -36,6 +36,7 @@ pub use preprocess::Picture;
 
 use crate::{Result, RuntimeError};
 use bridge::Bridge;
+pub(crate) use convnext::BATCHED_POSITIONS;
 use convnext::ConvNext;
 use params::{DinoParams, Encoder};
 use qformer::QFormer;
@@ -204,7 +205,7 @@ impl<T: Target> Vision<T> {
     /// `Invalid` when it is no vision half, a metadata value is missing or out of range, a tensor is missing or has
     /// another shape than the metadata call for.
     pub fn load(target: &T, file: &Gguf) -> Result<Vision<T>> {
-        Vision::load_with(target, file, false)
+        Vision::load_with(target, file, false, false)
     }
 
     /// The same, with activations of 16 bits where the target would round them to 8: for a mixture of experts, whose routers
@@ -213,12 +214,13 @@ impl<T: Target> Vision<T> {
     /// # Errors
     /// As [`load`](Vision::load).
     pub fn load_fine(target: &T, file: &Gguf) -> Result<Vision<T>> {
-        Vision::load_with(target, file, true)
+        Vision::load_with(target, file, true, false)
     }
 
-    fn load_with(target: &T, file: &Gguf, fine: bool) -> Result<Vision<T>> {
+    /// Either of them; where `streamed` is set, the weights of a block are in memory only while it runs.
+    pub(crate) fn load_with(target: &T, file: &Gguf, fine: bool, streamed: bool) -> Result<Vision<T>> {
         let params = VisionParams::read(file)?;
-        let tensors = Tensors::new(target, file, fine);
+        let tensors = Tensors::new(target, file, fine, streamed);
         let across = params.patches_across();
         let tower = |encoder: &Encoder| -> Result<Tower<T>> {
             Ok(match encoder {

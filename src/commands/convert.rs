@@ -7,9 +7,9 @@ use anyhow::Result;
 use sphinx_convert::registry::RopeOrder;
 use sphinx_convert::variant::PadAnchor;
 use sphinx_convert::{Arch, ConvertOptions, Report};
-use sphinx_quant::recipe::Recipe;
+use sphinx_quant::recipe::{ExpertLayout, Recipe};
 
-use crate::arguments::{ArchArg, ClipActivation, ConvertArgs, PadAnchorArg, RopeOrderArg};
+use crate::arguments::{ArchArg, ClipActivation, ConvertArgs, LayoutArg, PadAnchorArg, RopeOrderArg};
 use crate::failure::{Failure, shown};
 use crate::output::say;
 use crate::progress::Bar;
@@ -18,6 +18,14 @@ use crate::table;
 /// The recipe called `name`.
 pub fn recipe(name: &str) -> Result<Recipe> {
     Recipe::named(name).ok_or_else(|| Failure::usage(format!("unknown precision {name:?} — choose one of {}", Recipe::names().join(", "))))
+}
+
+/// What the flag means.
+pub fn expert_layout(layout: LayoutArg) -> ExpertLayout {
+    match layout {
+        LayoutArg::Stacked => ExpertLayout::Stacked,
+        LayoutArg::Contiguous => ExpertLayout::Contiguous,
+    }
 }
 
 /// Threads asked for, or the cores this process may use.
@@ -49,7 +57,7 @@ pub fn run(args: ConvertArgs, no_progress: bool) -> Result<()> {
     let options = ConvertOptions {
         inputs: args.inputs,
         output: args.output,
-        quant,
+        quant: quant.with_expert_layout(expert_layout(args.expert_layout)),
         vision_quant,
         llama_type: args.llama_type,
         context: args.context,

@@ -4,27 +4,58 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use sphinx_runtime::experts::Policy;
 use sphinx_runtime::vision::{ImageRows, Observe, Picture, VisionTimings};
 use sphinx_runtime::{Film, Memory, Options, Reply, Request, Sampling, Sphinx};
 use sphinx_targets::{KvType, Target};
 
-use crate::arguments::{GenerateArgs, KvArg, ModelArgs, PictureArgs};
+use super::fit::held;
+use crate::arguments::{GenerateArgs, KvArg, ModelArgs, PictureArgs, PolicyArg};
+use crate::failure::Failure;
 use crate::output::note;
 use crate::table;
 
-/// How the flags want a model opened.
-pub fn options(args: &ModelArgs) -> Options {
-    let kv = args.kv.map(|kv| match kv {
+/// The cache's precision as the flag spells it.
+pub fn kv_type(kv: KvArg) -> KvType {
+    match kv {
         KvArg::F32 => KvType::F32,
         KvArg::F16 => KvType::F16,
         KvArg::Q8_0 => KvType::Q8_0,
-    });
-    Options { mmproj: args.mmproj.clone(), context: args.context, kv, chunk: args.chunk }
+    }
+}
+
+/// How the flags want a model opened.
+pub fn options(args: &ModelArgs) -> Options {
+    let kv = args.kv.map(kv_type);
+    Options {
+        mmproj: args.mmproj.clone(),
+        context: args.context,
+        kv,
+        chunk: args.chunk,
+        memory: args.memory.first().copied(),
+        expert_cache: args.expert_cache,
+        expert_policy: match args.expert_policy {
+            PolicyArg::Lru => Policy::Lru,
+            PolicyArg::Lfu => Policy::Lfu,
+            PolicyArg::Foresight => Policy::Foresight,
+        },
+        verify_reads: args.verify_reads,
+        ..Options::default()
+    }
 }
 
 /// Opens the model of the flags on `target`.
 pub fn open<T: Target>(target: T, args: &ModelArgs) -> Result<Sphinx<T>> {
-    let model = Sphinx::open(target, &args.model, &options(args))?;
+    open_with(target, args, &options(args))
+}
+
+/// The same with other options.
+pub fn open_with<T: Target>(target: T, args: &ModelArgs, options: &Options) -> Result<Sphinx<T>> {
+    if args.memory.len() > 1 {
+        return Err(Failure::usage("several budgets are for `sphinx bench`; give one"));
+    }
+    crate::interrupt::maps(&args.model);
+    let model = Sphinx::open(target, &args.model, options)?;
     tracing::info!("context {}, cache {:?}", model.context(), model.kv());
     Ok(model)
 }
@@ -127,6 +158,26 @@ pub fn stage_table(stages: &[Stage]) {
         let (own, mapped, peak) = (table::bytes(m.anonymous_bytes), table::bytes(m.mapped_bytes), table::bytes(m.peak_bytes));
         note!("memory: {own} own, {mapped} of mapped files, {peak} at the peak (both together)");
     }
+}
+
+/// Prints what each part of the memory was estimated to take, beside what it took, to standard error.
+pub fn plan_table<T: Target>(model: &Sphinx<T>) {
+    let plan = model.plan();
+    let memory = Memory::now();
+    let experts = model.decoder().experts().streamed().map(|s| s.cache_bytes().0 as u64);
+    let actual = |name: &str| match name {
+        "experts" => experts,
+        "keys and values" | "program" => None,
+        "buffers" => Some(model.target().scratch_bytes() as u64),
+        _ => None,
+    };
+    let dash = || String::from("–");
+    let rows = plan.parts.iter().map(|p| {
+        vec![p.name.to_owned(), table::bytes(p.bytes), actual(p.name).map_or_else(dash, table::bytes), held(p.holding, p.of_bytes)]
+    });
+    let peak =
+        vec!["peak".to_owned(), table::bytes(plan.peak_bytes), memory.map_or_else(dash, |m| table::bytes(m.peak_bytes)), String::new()];
+    note!("{}", table::plain(&["memory", "estimate", "actual", ""], rows.chain([peak])));
 }
 
 /// Memory as JSON.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use sphinx_convert::QuantizeOptions;
 use sphinx_quant::recipe::Recipe;
 
-use super::convert::{print, recipe, threads};
+use super::convert::{expert_layout, print, recipe, threads};
 use crate::arguments::QuantizeArgs;
 use crate::failure::Failure;
 use crate::progress::Bar;
@@ -20,7 +20,7 @@ pub fn run(args: QuantizeArgs, no_progress: bool) -> Result<()> {
     let options = QuantizeOptions {
         input: args.input,
         output: args.output,
-        quant,
+        quant: quant.with_expert_layout(expert_layout(args.expert_layout)),
         imatrix: args.imatrix,
         threads: threads(args.threads),
         max_memory: args.max_memory,

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use serde_json::json;
-use sphinx_runtime::{ImageRows, Reply, Request, Session};
+use sphinx_runtime::{ImageRows, Options, Reply, Request, Session};
 use sphinx_targets::Target;
 
 use super::model;
@@ -27,7 +27,8 @@ impl Job for Run<'_> {
 
     fn run<T: Target>(self, target: T) -> Result<()> {
         let args = self.args;
-        let model = model::open(target, &args.model)?;
+        let text_only = args.pictures.image.is_empty() && args.pictures.video.is_none();
+        let model = model::open_with(target, &args.model, &Options { text_only, ..model::options(&args.model) })?;
         let prompt = model::prompt(&model, &args.prompt, args.generate.system.as_deref(), args.generate.raw);
         let text = if args.generate.truncate { 1 } else { prompt.len() };
         let image = model::look(&model, &args.pictures, text, args.generate.max_tokens)?;
@@ -47,6 +48,7 @@ impl Job for Run<'_> {
         }
         if self.verbose > 0 {
             model::stage_table(&model::reply_stages(model.load_s(), image.as_ref(), &reply));
+            model::plan_table(&model);
         }
         Ok(())
     }

@@ -124,16 +124,6 @@ impl CpuTarget {
         self.pool.threads()
     }
 
-    /// Bytes of scratch held, which is what the largest operations so far needed.
-    pub fn scratch_bytes(&self) -> usize {
-        fn sum<T>(all: &[Mutex<T>], bytes: impl Fn(&T) -> usize) -> usize {
-            all.iter().map(|one| bytes(&one.lock().unwrap_or_else(PoisonError::into_inner))).sum()
-        }
-        let angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner).bytes();
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).bytes();
-        self.scratch().bytes() + sum(&self.attention, attention::Worker::bytes) + sum(&self.conv, Aligned::bytes) + angles + parts
-    }
-
     /// What was recorded since the last time, by tensor name and place in the file, and starts anew; nothing unless
     /// [`CpuOptions::record`] is on.
     ///
@@ -223,6 +213,20 @@ impl Target for CpuTarget {
     fn name(&self) -> String {
         let threads = self.threads();
         format!("cpu {}, {threads} thread{}", self.isa(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn computes_in_place(&self) -> bool {
+        true
+    }
+
+    /// What the largest operations so far needed.
+    fn scratch_bytes(&self) -> usize {
+        fn sum<T>(all: &[Mutex<T>], bytes: impl Fn(&T) -> usize) -> usize {
+            all.iter().map(|one| bytes(&one.lock().unwrap_or_else(PoisonError::into_inner))).sum()
+        }
+        let angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        self.scratch().bytes() + sum(&self.attention, attention::Worker::bytes) + sum(&self.conv, Aligned::bytes) + angles + parts
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {

@@ -42,7 +42,7 @@ pub enum TargetError {
     /// A setting has a value it does not know.
     #[error("{name}={value} is not known — {remedy}")]
     Option {
-        /// The setting, an environment variable.
+        /// The setting: an environment variable or a flag.
         name: &'static str,
         /// Its value.
         value: String,

@@ -9,11 +9,13 @@
 pub mod candle;
 pub mod cpu;
 pub mod error;
+pub mod profile;
 pub mod shape;
 
 use sphinx_quant::Tensor;
 
 pub use error::{Result, TargetError};
+pub use profile::Profile;
 pub use shape::{Activation, After, AttendShape, Columns, KvShape, KvType, MapShape, Rope};
 
 /// A linear layer: `y = x · weightᵀ + bias`.
@@ -64,6 +66,17 @@ pub trait Target: Sized {
 
     /// What runs, for logs: `cpu avx512vnni, 2 threads`.
     fn name(&self) -> String;
+
+    /// Whether it computes from the mapped bytes of a file, so that memory is taken by what is touched and given back when pages
+    /// are dropped.
+    fn computes_in_place(&self) -> bool {
+        false
+    }
+
+    /// Bytes of scratch that it holds for itself.
+    fn scratch_bytes(&self) -> usize {
+        0
+    }
 
     // Parameters.
 

@@ -102,6 +102,8 @@ pub(crate) struct Header {
     pub trailing: u64,
     /// Index in `metadata` of the tensors' checksums.
     pub checksums: Option<usize>,
+    /// Index in `metadata` of the experts' checksums, and for each tensor where its own begin.
+    pub expert_checksums: Option<(usize, Vec<Option<usize>>)>,
 }
 
 /// Parses a whole file. `bytes` may be a map of it: only the part before the tensor data is touched.
@@ -189,6 +191,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed<Header> {
         return Err(Fault::new(what, COMPLETE).at(len));
     }
 
+    let expert_checksums = check_expert_list(&metadata, &tensors, ours)?;
     Ok(Header {
         version,
         metadata,
@@ -202,6 +205,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed<Header> {
         data_offset,
         trailing: len.saturating_sub(last),
         checksums,
+        expert_checksums,
     })
 }
 
@@ -518,6 +522,34 @@ fn check_checksum_list(metadata: &[(String, Value)], tensors: usize, ours: bool)
         (Some(_), true) => Err(Fault::new(format!("its tensor checksums are not a u64 array of {tensors}"), AGAIN)),
         (Some(_), false) => Err(Fault::new("it has tensor checksums and no header digest", AGAIN)),
         (None, true) => Err(Fault::new("it has a header digest and no tensor checksums", AGAIN)),
+    }
+}
+
+/// Experts of a stack, which a tensor is if it has three dimensions and the name of one.
+pub(crate) fn experts_of(name: &str, dims: &[usize]) -> Option<usize> {
+    match dims {
+        [_, _, experts] if name.contains("_exps.") => Some(*experts),
+        _ => None,
+    }
+}
+
+/// The list of experts' checksums, if there is one: one for each expert of each stack.
+fn check_expert_list(metadata: &[(String, Value)], tensors: &[Info], ours: bool) -> Parsed<Option<(usize, Vec<Option<usize>>)>> {
+    let index = metadata.iter().position(|(k, _)| is_ours(k, keys::CHECKSUM_EXPERTS));
+    let Some((index, (_, value))) = index.and_then(|i| Some((i, metadata.get(i)?))) else { return Ok(None) };
+    if !ours {
+        return Err(Fault::new("it has checksums of experts and no header digest", AGAIN));
+    }
+    let mut starts = Vec::with_capacity(tensors.len());
+    let mut sum = 0usize;
+    for t in tensors {
+        let experts = experts_of(&t.name, &t.dims);
+        starts.push(experts.map(|_| sum));
+        sum = sum.saturating_add(experts.unwrap_or(0));
+    }
+    match value {
+        Value::Array(Array::U64(v)) if v.len() == sum => Ok(Some((index, starts))),
+        _ => Err(Fault::new(format!("its checksums of experts are not a u64 array of {sum}"), AGAIN)),
     }
 }
 

@@ -126,6 +126,10 @@ pub const CHECKSUM_TENSORS: &str = "checksum.tensors";
 
 // Ours, language half only.
 
+/// u64 array: XXH3-64 of each expert's bytes, for every stack of experts in file order, so that an expert that is read alone can be
+/// checked alone. Files without experts, and those of older versions, have none.
+pub const CHECKSUM_EXPERTS: &str = "checksum.experts";
+
 /// u32: rows that a picture adds after BOS.
 pub const IMAGE_ROWS: &str = "image_rows";
 /// str: chat template, `v1`.

@@ -193,6 +193,21 @@ impl Gguf {
         }
     }
 
+    /// The XXH3-64 that the file records for the bytes of `part`, a tensor of this file or one expert of a stack.
+    pub fn part_checksum(&self, part: &Tensor) -> Option<u64> {
+        let index = self.tensor_index(part.name())?;
+        let (whole, part) = (self.tensors[index].backing().1, part.backing().1);
+        if whole == part {
+            return self.checksum(index);
+        }
+        let (list, starts) = self.header.expert_checksums.as_ref()?;
+        let (start, bytes) = (*starts.get(index)?.as_ref()?, part.len());
+        let at = part.start.checked_sub(whole.start)?;
+        let Value::Array(Array::U64(sums)) = &self.header.metadata.get(*list)?.1 else { return None };
+        (bytes > 0 && at.is_multiple_of(bytes) && bytes * self.tensors[index].dims().get(2)? == whole.len())
+            .then(|| sums.get(start + at / bytes).copied())?
+    }
+
     /// Whether the file records checksums: whether this program wrote it.
     pub fn has_checksums(&self) -> bool {
         self.header.checksums.is_some()

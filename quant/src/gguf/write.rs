@@ -79,6 +79,9 @@ struct Head {
     sizes: Vec<u64>,
     digest: usize,
     checksums: usize,
+    /// Where the checksums of experts begin; of each tensor where its own do among them, and how many they are.
+    expert_checksums: usize,
+    experts: Vec<Option<(usize, usize)>>,
     /// Key, first byte and length of every string value.
     strings: Vec<(String, usize, usize)>,
 }
@@ -98,10 +101,22 @@ impl Head {
             return bug(format!("alignment {} planned", plan.alignment));
         }
         // What a plan copied from another file carries over and what this file must say itself.
-        let own = |k: &str| k == keys::ALIGNMENT || header::is_ours(k, keys::CHECKSUM_HEADER) || header::is_ours(k, keys::CHECKSUM_TENSORS);
+        let own = |k: &str| {
+            k == keys::ALIGNMENT
+                || header::is_ours(k, keys::CHECKSUM_HEADER)
+                || header::is_ours(k, keys::CHECKSUM_TENSORS)
+                || header::is_ours(k, keys::CHECKSUM_EXPERTS)
+        };
         let metadata: Vec<_> = plan.metadata.iter().filter(|(k, _)| !own(k)).collect();
         let aligned = plan.alignment != header::DEFAULT_ALIGNMENT;
-        let key_count = metadata.len() as u64 + 2 + u64::from(aligned);
+        let mut sums = 0;
+        let mut experts = Vec::with_capacity(plan.tensors.len());
+        for t in &plan.tensors {
+            let of = header::experts_of(&t.name, &t.dims);
+            experts.push(of.map(|n| (sums, n)));
+            sums += of.unwrap_or(0);
+        }
+        let key_count = metadata.len() as u64 + 2 + u64::from(aligned) + u64::from(sums > 0);
         if key_count > MAX_KEYS || plan.tensors.is_empty() || plan.tensors.len() as u64 > MAX_TENSORS {
             return bug(format!("{key_count} keys and {} tensors planned", plan.tensors.len()));
         }
@@ -116,7 +131,8 @@ impl Head {
             return bug(format!("tensor \"{}\" planned twice", w[0]));
         }
 
-        let mut h = Head { bytes: Vec::new(), sizes: Vec::new(), digest: 0, checksums: 0, strings: Vec::new() };
+        let mut h =
+            Head { bytes: Vec::new(), sizes: Vec::new(), digest: 0, checksums: 0, expert_checksums: 0, experts, strings: Vec::new() };
         h.bytes.extend(header::MAGIC);
         h.bytes.extend(header::VERSION.to_le_bytes());
         h.bytes.extend((plan.tensors.len() as u64).to_le_bytes());
@@ -135,6 +151,10 @@ impl Head {
         }
         if aligned {
             h.entry(keys::ALIGNMENT, &Value::U32(plan.alignment))?;
+        }
+        if sums > 0 {
+            h.entry(&half.key(keys::CHECKSUM_EXPERTS), &Value::Array(Array::U64(vec![0; sums])))?;
+            h.expert_checksums = h.bytes.len() - 8 * sums;
         }
         h.entry(&half.key(keys::CHECKSUM_TENSORS), &Value::Array(Array::U64(vec![0; plan.tensors.len()])))?;
         h.checksums = h.bytes.len() - 8 * plan.tensors.len();
@@ -217,6 +237,24 @@ impl Head {
     }
 }
 
+/// Writes the header of a planned file to `path`, and nothing but a hole behind it: to see what the file will say before it is
+/// made. Checksums of tensors are 0.
+///
+/// # Errors
+/// As [`Writer::create`].
+pub fn outline(path: &Path, plan: &Plan) -> Result<()> {
+    let mut head = Head::new(plan)?;
+    let digest = header::digest(&head.bytes, head.digest).unwrap_or(0);
+    head.bytes[head.digest..head.digest + 8].copy_from_slice(&digest.to_le_bytes());
+    let bytes = plan.file_bytes()?;
+    let write = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(&head.bytes)?;
+        file.set_len(bytes)
+    };
+    write().map_err(|source| QuantError::Io { file: path.to_owned(), source })
+}
+
 /// `NAME.partial`, removed when dropped before it got its name.
 struct Partial {
     path: PathBuf,
@@ -248,6 +286,8 @@ pub struct Writer {
     tensor: usize,
     done: u64,
     hash: Xxh3,
+    /// Of the expert being written.
+    expert_hash: Xxh3,
 }
 
 impl Writer {
@@ -271,7 +311,16 @@ impl Writer {
         partial.armed = true;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&head.bytes).map_err(|e| partial.io(e))?;
-        Ok(Writer { out, partial, head, alignment: u64::from(plan.alignment), tensor: 0, done: 0, hash: Xxh3::new() })
+        Ok(Writer {
+            out,
+            partial,
+            head,
+            alignment: u64::from(plan.alignment),
+            tensor: 0,
+            done: 0,
+            hash: Xxh3::new(),
+            expert_hash: Xxh3::new(),
+        })
     }
 
     /// Writes the next bytes of the tensors' data, in the plan's order; a piece may end one tensor and begin the next.
@@ -283,9 +332,20 @@ impl Writer {
             let Some(&size) = self.head.sizes.get(self.tensor) else {
                 return Err(QuantError::Internal(format!("{} bytes written past the last tensor", bytes.len())));
             };
-            let n = usize::try_from(size - self.done).unwrap_or(usize::MAX).min(bytes.len());
+            // Pieces end where an expert does.
+            let expert = self.head.experts[self.tensor].map(|(first, experts)| (first, size / experts as u64));
+            let left = expert.map_or(size - self.done, |(_, each)| each - self.done % each);
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
             let (now, rest) = bytes.split_at(n);
             self.hash.update(now);
+            if let Some((first, each)) = expert {
+                self.expert_hash.update(now);
+                if (self.done + n as u64).is_multiple_of(each) {
+                    let at = self.head.expert_checksums + 8 * (first + (self.done / each) as usize);
+                    self.head.bytes[at..at + 8].copy_from_slice(&self.expert_hash.digest().to_le_bytes());
+                    self.expert_hash.reset();
+                }
+            }
             self.out.write_all(now).map_err(|e| self.partial.io(e))?;
             self.done += n as u64;
             if self.done == size {

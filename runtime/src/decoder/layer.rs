@@ -6,7 +6,7 @@ use sphinx_quant::gguf::{Gguf, names};
 use sphinx_targets::{Activation, After, Linear, Mlp, Rope, Target, TargetError};
 
 use super::Scratch;
-use super::moe::{Mixture, MixtureScratch};
+use super::moe::{Mixture, MixtureScratch, Next};
 use crate::Result;
 use crate::experts::Experts;
 use crate::source::LanguageParams;
@@ -38,12 +38,13 @@ impl<T: Target> Ffn<T> {
         t: &T,
         experts: &dyn Experts<T>,
         normed: &T::Buffer,
+        next: Option<Next<'_, T>>,
         mixture: Option<&mut MixtureScratch<T>>,
         x: &mut T::Buffer,
     ) -> Result<()> {
         match (self, mixture) {
             (Ffn::Dense(mlp), _) => Ok(t.mlp(normed, mlp, After::Add, x)?),
-            (Ffn::Mixture(m), Some(s)) => m.forward(t, experts, normed, s, x),
+            (Ffn::Mixture(m), Some(s)) => m.forward(t, experts, normed, next, s, x),
             (Ffn::Mixture(_), None) => Err(TargetError::Shape { op: "mixture", what: "scratch of a dense model".into() }.into()),
         }
     }
@@ -79,15 +80,32 @@ impl<T: Target> Layer<T> {
             eps: params.eps,
         })
     }
+
+    /// Its mixture, if it has one.
+    fn mixture(&self) -> Option<Next<'_, T>> {
+        match &self.ffn {
+            Ffn::Dense(_) => None,
+            Ffn::Mixture(mixture) => Some(Next { norm: &self.ffn_norm, eps: self.eps, mixture }),
+        }
+    }
 }
 
-/// One decoder layer, in place on `s.x` `[rows, dim]`, whose first row stands at position `pos`.
-pub fn layer<T: Target>(t: &T, l: &Layer<T>, experts: &dyn Experts<T>, s: &mut Scratch<T>, kv: &mut T::Kv, pos: usize) -> Result<()> {
+/// One decoder layer, in place on `s.x` `[rows, dim]`, whose first row stands at position `pos`; `next` is the one after it.
+pub fn layer<T: Target>(
+    t: &T,
+    l: &Layer<T>,
+    next: Option<&Layer<T>>,
+    experts: &dyn Experts<T>,
+    s: &mut Scratch<T>,
+    kv: &mut T::Kv,
+    pos: usize,
+) -> Result<()> {
     t.rms_norm(&s.x, &l.attn_norm, l.eps, &mut s.normed)?;
     t.linear(&s.normed, &l.qkv, After::Nothing, &mut s.qkv)?;
     t.rope_append(&mut s.qkv, &l.rope, kv, pos)?; // rotates q and k, stores k and v
     t.attend_cached(&s.qkv, kv, pos, &mut s.mixed)?;
     t.linear(&s.mixed, &l.attn_output, After::Add, &mut s.x)?; // x += …
     t.rms_norm(&s.x, &l.ffn_norm, l.eps, &mut s.normed)?;
-    l.ffn.forward(t, experts, &s.normed, s.mixture.as_mut(), &mut s.x) // x += …
+    let next = next.and_then(Layer::mixture);
+    l.ffn.forward(t, experts, &s.normed, next, s.mixture.as_mut(), &mut s.x) // x += …
 }

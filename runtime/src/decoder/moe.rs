@@ -3,7 +3,7 @@
 use sphinx_targets::{After, Linear, Target};
 
 use crate::Result;
-use crate::experts::Experts;
+use crate::experts::{Asked, Experts, Guess};
 use crate::source::LanguageParams;
 
 /// The mixture of one layer; its experts are kept elsewhere.
@@ -21,6 +21,12 @@ pub struct MixtureScratch<T: Target> {
     /// The same, where the choice is made.
     host_scores: Vec<f32>,
     routes: Routes,
+    /// The current row as the next layer's router would see it, were this layer's experts to add nothing `[1, dim]`.
+    ahead: T::Buffer,
+    /// Which experts it would choose.
+    guess: Routes,
+    /// All experts of a layer: what a long prompt goes through.
+    all: Vec<u32>,
     /// What each row's experts made of it `[chunk · used, dim]`.
     results: T::Buffer,
 }
@@ -32,6 +38,9 @@ impl<T: Target> MixtureScratch<T> {
             scores: t.buffer(chunk, params.experts)?,
             host_scores: vec![0.0; chunk * params.experts],
             routes: Routes::new(params.experts, params.experts_used, chunk),
+            ahead: t.buffer(1, params.dim)?,
+            guess: Routes::new(params.experts, params.experts_used, 1),
+            all: (0..params.experts as u32).collect(),
             results: t.buffer(chunk * params.experts_used, params.dim)?,
         })
     }
@@ -39,25 +48,56 @@ impl<T: Target> MixtureScratch<T> {
 
 impl<T: Target> Mixture<T> {
     /// Adds what the chosen experts make of the rows of `normed` to those of `x`. Each expert is visited once.
+    ///
+    /// `next` is the mixture of the next layer and the norm before it. Where experts are read ahead of their use, its router is
+    /// asked what it would choose if this layer's experts added nothing: mostly it chooses the same when they have.
     pub(super) fn forward(
         &self,
         t: &T,
         experts: &dyn Experts<T>,
         normed: &T::Buffer,
+        next: Option<Next<'_, T>>,
         s: &mut MixtureScratch<T>,
         x: &mut T::Buffer,
     ) -> Result<()> {
-        let MixtureScratch { scores, host_scores, routes, results } = s;
+        let MixtureScratch { scores, host_scores, routes, ahead, guess, all, results } = s;
         t.linear(normed, &self.router, After::Nothing, scores)?;
         let scores_of_rows = &mut host_scores[..t.rows(normed) * routes.experts];
         t.read(scores, 0, scores_of_rows)?;
         routes.choose(scores_of_rows);
-        let used = routes.used;
-        t.set_rows(results, t.rows(normed) * used)?;
-        experts.visit(self.layer, routes.ids(), &mut |id, expert| Ok(t.expert_mlp(normed, routes.slots(id), used, expert, results)?))?;
+        let (used, rows) = (routes.used, t.rows(normed));
+        let next = match next.filter(|_| experts.wants_guesses()) {
+            None => None,
+            // So many rows use about every expert.
+            Some(next) if rows > 1 => {
+                (rows >= CERTAIN_ROWS).then_some(Guess { layer: next.mixture.layer, ids: all.as_slice(), certain: true })
+            }
+            Some(next) => {
+                t.rms_norm(x, next.norm, next.eps, ahead)?;
+                t.linear(ahead, &next.mixture.router, After::Nothing, scores)?;
+                let scores_of_row = &mut host_scores[..routes.experts];
+                t.read(scores, 0, scores_of_row)?;
+                guess.choose(scores_of_row);
+                Some(Guess { layer: next.mixture.layer, ids: guess.chosen(), certain: false })
+            }
+        };
+        t.set_rows(results, rows * used)?;
+        let asked = Asked { layer: self.layer, rows, ids: routes.ids(), odds: routes.odds(), next };
+        experts.visit(t, asked, &mut |id, expert| Ok(t.expert_mlp(normed, routes.slots(id), used, expert, results)?))?;
         Ok(t.mix_experts(results, routes.weights(), used, x)?)
     }
 }
+
+/// The mixture of the layer that comes next, and the norm before it.
+#[derive(Clone, Copy)]
+pub(super) struct Next<'a, T: Target> {
+    pub(super) norm: &'a T::Vector,
+    pub(super) eps: f32,
+    pub(super) mixture: &'a Mixture<T>,
+}
+
+/// Rows of a chunk from which on it is taken for certain that it goes through all experts.
+const CERTAIN_ROWS: usize = 64;
 
 /// Which experts the rows of a chunk go through, and with what weight.
 ///
@@ -78,6 +118,8 @@ pub struct Routes {
     ids: Vec<u32>,
     /// Probabilities of one row.
     probabilities: Vec<f32>,
+    /// Their mean over the rows.
+    odds: Vec<f32>,
 }
 
 impl Routes {
@@ -92,6 +134,7 @@ impl Routes {
             starts: vec![0; experts + 1],
             ids: Vec::with_capacity(experts),
             probabilities: vec![0.0; experts],
+            odds: vec![0.0; experts],
         }
     }
 
@@ -101,8 +144,10 @@ impl Routes {
         self.chosen.clear();
         self.weights.clear();
         self.starts.fill(0);
+        self.odds.fill(0.0);
         for row in scores.chunks_exact(self.experts.max(1)) {
             softmax(row, &mut self.probabilities);
+            self.odds.iter_mut().zip(&self.probabilities).for_each(|(sum, p)| *sum += p);
             let first = self.weights.len();
             for _ in 0..self.used {
                 // A number that is none is never larger, but when nothing else is left it is taken: the result then
@@ -120,6 +165,8 @@ impl Routes {
             let sum: f32 = kept.iter().sum();
             kept.iter_mut().for_each(|w| *w /= sum);
         }
+        let rows = (self.weights.len() / self.used.max(1)).max(1) as f32;
+        self.odds.iter_mut().for_each(|sum| *sum /= rows);
         self.group();
     }
 
@@ -158,6 +205,11 @@ impl Routes {
         &self.weights
     }
 
+    /// What the router thinks of all experts `[experts]`, in the mean over rows.
+    pub fn odds(&self) -> &[f32] {
+        &self.odds
+    }
+
     /// Expert of each slot `[rows · used]`.
     pub fn chosen(&self) -> &[u32] {
         &self.chosen
@@ -193,10 +245,11 @@ mod tests {
     }
 
     impl Experts<CpuTarget> for Shuffled {
-        fn visit(&self, layer: usize, ids: &[u32], work: &mut dyn FnMut(u32, &Mlp<CpuTarget>) -> Result<()>) -> Result<()> {
-            assert_eq!(layer, 3);
-            self.visits.borrow_mut().push(ids.to_vec());
-            let mut order = ids.to_vec();
+        fn visit(&self, _: &CpuTarget, asked: Asked<'_>, work: &mut dyn FnMut(u32, &Mlp<CpuTarget>) -> Result<()>) -> Result<()> {
+            assert_eq!((asked.layer, asked.rows), (3, 20));
+            assert!((asked.odds.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            self.visits.borrow_mut().push(asked.ids.to_vec());
+            let mut order = asked.ids.to_vec();
             if self.backwards {
                 order.reverse();
             }
@@ -227,9 +280,12 @@ mod tests {
                 scores: t.buffer(rows, experts).unwrap(),
                 host_scores: vec![0.0; rows * experts],
                 routes: Routes::new(experts, used, rows),
+                ahead: t.buffer(1, dim).unwrap(),
+                guess: Routes::new(experts, used, 1),
+                all: (0..experts as u32).collect(),
                 results: t.buffer(rows * used, dim).unwrap(),
             };
-            mixture.forward(&t, &source, &normed, &mut s, &mut x).unwrap();
+            mixture.forward(&t, &source, &normed, None, &mut s, &mut x).unwrap();
             let visits = source.visits.into_inner();
             assert_eq!(visits.len(), 1);
             assert!(visits[0].len() > 2 && visits[0].is_sorted_by(|a, b| a < b), "{visits:?}");

@@ -4,7 +4,7 @@ use sphinx_quant::Tensor;
 use sphinx_quant::gguf::{Gguf, names};
 use sphinx_targets::{Activation, Linear, Mlp, Target, TargetError};
 
-use super::Experts;
+use super::{Asked, Experts};
 use crate::Result;
 use crate::source::LanguageParams;
 use crate::source::stacks::{self, Run, Stack};
@@ -41,7 +41,7 @@ impl<T: Target> Resident<T> {
 }
 
 /// The matrix of expert `expert`, wherever in `runs` it lies.
-fn part(file: &Gguf, stack: Stack, layer: usize, runs: &[Run<'_>], expert: usize) -> Result<Tensor> {
+pub(super) fn part(file: &Gguf, stack: Stack, layer: usize, runs: &[Run<'_>], expert: usize) -> Result<Tensor> {
     runs.iter().find_map(|run| run.expert(expert)).ok_or_else(|| {
         let name = names::at(stack.whole(), layer, 0);
         file.invalid(format!("expert {expert} cannot be read from it"), Some(&name), "the file is damaged; convert it again").into()
@@ -49,8 +49,9 @@ fn part(file: &Gguf, stack: Stack, layer: usize, runs: &[Run<'_>], expert: usize
 }
 
 impl<T: Target> Experts<T> for Resident<T> {
-    fn visit(&self, layer: usize, ids: &[u32], work: &mut dyn FnMut(u32, &Mlp<T>) -> Result<()>) -> Result<()> {
-        for &id in ids {
+    fn visit(&self, _: &T, asked: Asked<'_>, work: &mut dyn FnMut(u32, &Mlp<T>) -> Result<()>) -> Result<()> {
+        let layer = asked.layer;
+        for &id in asked.ids {
             let Some(expert) = self.layers.get(layer).and_then(|experts| experts.get(id as usize)) else {
                 return Err(TargetError::Shape { op: "experts", what: format!("there is no expert {id} in layer {layer}") }.into());
             };

@@ -7,9 +7,10 @@ use super::params::ConvNextParams;
 use super::tensors::{Norm, Tensors};
 use super::views::{Map, patchify};
 use crate::Result;
+use crate::source::window::Window;
 
 /// Stages with more positions per view than this run view by view: their weights are few, their maps are not.
-const BATCHED_POSITIONS: usize = 1024;
+pub(crate) const BATCHED_POSITIONS: usize = 1024;
 
 /// The encoder's weights.
 pub(super) struct ConvNext<T: Target> {
@@ -24,6 +25,7 @@ struct Stage<T: Target> {
     /// Norm and 2×2 convolution of stride 2 that lead into the stage; the first has none.
     down: Option<(Norm<T>, Linear<T>)>,
     blocks: Vec<Block<T>>,
+    window: Option<Window>,
 }
 
 struct Block<T: Target> {
@@ -64,7 +66,10 @@ impl<T: Target> ConvNext<T> {
                     gamma: tensors.vector(&name(names::CNX_GAMMA), width)?,
                 })
             };
-            stages.push(Stage { down, blocks: (0..depth).map(block).collect::<Result<_>>()? });
+            let (blocks, window) = tensors.blocks(depth, block)?;
+            // A stage that runs view by view goes through its few weights once for each: they stay.
+            let window = window.filter(|_| params.side(i).pow(2) <= BATCHED_POSITIONS);
+            stages.push(Stage { down, blocks, window });
         }
         Ok(ConvNext {
             params: params.clone(),
@@ -133,7 +138,8 @@ impl<T: Target> ConvNext<T> {
         };
         let map = MapShape { batch, height: side, width: side };
         let mut mixed = t.buffer(map.positions(), width)?;
-        for block in &stage.blocks {
+        for (i, block) in stage.blocks.iter().enumerate() {
+            let _turn = stage.window.as_ref().map(|w| w.turn(i));
             t.conv_depthwise(&x, map, &block.kernel, &block.kernel_bias, &mut mixed)?;
             t.normed_mlp(&mixed, &block.norm, &block.mlp, After::ScaleAdd(&block.gamma), &mut x)?;
         }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::ops::Range;
 
 use sphinx_quant::error::printable;
 use sphinx_quant::gguf::Gguf;
@@ -10,6 +11,7 @@ use sphinx_targets::{Linear, Target};
 
 use super::params::REMEDY;
 use crate::Result;
+use crate::source::window::{Window, whole_pages};
 
 /// A LayerNorm's parameters.
 pub(super) struct Norm<T: Target> {
@@ -37,11 +39,30 @@ pub(super) struct Tensors<'a, T: Target> {
     fine: bool,
     /// Names that were asked for.
     asked: RefCell<HashSet<&'a str>>,
+    /// Whether blocks are in memory only while they run.
+    streamed: bool,
+    /// Where the matrices lie that were asked for since a block began.
+    places: RefCell<Vec<Range<usize>>>,
 }
 
 impl<'a, T: Target> Tensors<'a, T> {
-    pub(super) fn new(target: &'a T, file: &'a Gguf, fine: bool) -> Self {
-        Tensors { target, file, fine, asked: RefCell::default() }
+    pub(super) fn new(target: &'a T, file: &'a Gguf, fine: bool, streamed: bool) -> Self {
+        Tensors { target, file, fine, asked: RefCell::default(), streamed, places: RefCell::default() }
+    }
+
+    /// Loads the blocks `0..count` with `load`, and tells what they need to be in memory only while they run; nothing where
+    /// all of them stay.
+    pub(super) fn blocks<B>(&self, count: usize, load: impl Fn(usize) -> Result<B>) -> Result<(Vec<B>, Option<Window>)> {
+        let mut places = Vec::with_capacity(count);
+        let one = |i: usize| {
+            self.places.borrow_mut().clear();
+            let block = load(i)?;
+            places.push(whole_pages(self.places.take()));
+            Ok(block)
+        };
+        let blocks = (0..count).map(one).collect::<Result<Vec<_>>>()?;
+        let bytes = self.file.tensors().first().filter(|_| self.streamed).map(|t| t.backing().0);
+        Ok((blocks, bytes.map(|bytes| Window::new(bytes, places, false))))
     }
 
     /// Checks that everything in the file was asked for: what belongs to an encoder and is left out would change the result.
@@ -99,6 +120,7 @@ impl<'a, T: Target> Tensors<'a, T> {
     /// A linear layer `[out, in]` that has no bias.
     pub(super) fn linear_without_bias(&self, weight: &str, out: usize, inputs: usize) -> Result<Linear<T>> {
         let tensor = self.shaped(weight, out, inputs)?;
+        self.places.borrow_mut().push(tensor.backing().1);
         let parts = std::slice::from_ref(tensor);
         let weight = if self.fine { self.target.matrix_fine(parts)? } else { self.target.matrix(parts)? };
         Ok(Linear { weight, bias: None })

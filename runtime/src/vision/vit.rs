@@ -10,6 +10,7 @@ use super::params::{VitParams, mlp_rows};
 use super::tensors::{Norm, Tensors};
 use super::views::{Map, patchify};
 use crate::Result;
+use crate::source::window::Window;
 
 /// Names of a layer's weight and bias.
 type Pair = (&'static str, &'static str);
@@ -41,6 +42,7 @@ pub(super) struct Vit<T: Target> {
     positions: T::Vector,
     pre_norm: Option<Norm<T>>,
     blocks: Vec<Block<T>>,
+    window: Option<Window>,
     norm: Norm<T>,
     /// Patches of a view.
     patches: usize,
@@ -77,6 +79,7 @@ impl<T: Target> Vit<T> {
             })
         };
         let pixels = 3 * patch * patch;
+        let (blocks, window) = tensors.blocks(params.blocks, block)?;
         Ok(Vit {
             params: params.clone(),
             patch: match n.patch_bias {
@@ -86,7 +89,8 @@ impl<T: Target> Vit<T> {
             class: tensors.values(n.class, 1, width)?,
             positions: tensors.table(n.positions, 1 + patches, width)?,
             pre_norm: n.pre_norm.map(|(weight, bias)| tensors.norm(weight, bias, width)).transpose()?,
-            blocks: (0..params.blocks).map(block).collect::<Result<_>>()?,
+            blocks,
+            window,
             norm: tensors.norm(n.norm.0, n.norm.1, width)?,
             patches,
         })
@@ -109,7 +113,8 @@ impl<T: Target> Vit<T> {
         let mut qkv = t.buffer(rows, 3 * width)?;
         let mut mixed = t.buffer(rows, width)?;
         let shape = AttendShape { batch: views.len(), q_tokens: tokens, kv_tokens: tokens, heads, head_dim: width / heads };
-        for block in &self.blocks {
+        for (i, block) in self.blocks.iter().enumerate() {
+            let _turn = self.window.as_ref().map(|w| w.turn(i));
             block.norm1.apply(t, &x, eps, &mut normed)?;
             t.linear(&normed, &block.qkv, After::Nothing, &mut qkv)?;
             let part = |i: usize| Columns { buffer: &qkv, first: i * width };
