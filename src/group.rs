@@ -46,7 +46,7 @@ impl Group {
     }
 
     /// Where it is, for the child to enter.
-    pub fn as_file(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 

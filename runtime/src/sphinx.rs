@@ -139,10 +139,10 @@ impl<T: Target> Sphinx<T> {
         };
         // A vision half that is broken is said to be when a picture comes.
         let vision = if !options.text_only && source.has_vision() { source.open_vision().ok() } else { None };
-        let priced = Priced::new(source.language(), source.params(), None)?;
-        let priced = match &vision {
-            Some(file) => Priced::new(source.language(), source.params(), Some(file)).unwrap_or(priced),
-            None => priced,
+        let price = |vision: Option<&Gguf>| Priced::new(source.language(), source.params(), vision);
+        let priced = match price(vision.as_ref()) {
+            Err(_) if vision.is_some() => price(None)?,
+            priced => priced?,
         };
         if target.computes_in_place() {
             return priced.plan(&wish);

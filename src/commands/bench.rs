@@ -86,13 +86,15 @@ fn enforced(args: &BenchArgs, profile: Option<&Profile>) -> Result<()> {
             child.arg("--threads").arg(args.model.threads.unwrap_or(profile.threads).to_string());
         }
         // Without a group the process only accounts for itself; that it is told one is how it knows that it is the child.
-        child.arg("--group").arg(group.as_ref().map_or(Path::new("/dev/null"), Group::as_file));
+        child.arg("--group").arg(group.as_ref().map_or(Path::new("/dev/null"), Group::path));
         let output = child.stderr(std::process::Stdio::inherit()).output().map_err(|e| Failure::io(&program, &e))?;
         let counted = group.as_ref().map(Group::counted).unwrap_or_default();
         if !output.status.success() {
             if counted.kills.is_some_and(|n| n > 0) {
                 return Err(Failure::verify(format!("within {} the process was ended for want of memory", table::bytes(budget))));
             }
+            // The child has said why; ending here leaves nothing to be dropped.
+            drop(group);
             std::process::exit(output.status.code().unwrap_or(1));
         }
         let mut report: Value = serde_json::from_slice(&output.stdout)?;

@@ -82,7 +82,7 @@ pub struct Stats {
     pub misses: u64,
     /// Bytes read.
     pub read_bytes: u64,
-    /// Bytes read for guesses, and of these what was never used.
+    /// Bytes read for guesses.
     pub ahead_bytes: u64,
     /// Of them, what was dropped unused.
     pub wasted_bytes: u64,
@@ -340,7 +340,7 @@ impl Shared {
     }
 
     fn visit<C: Client>(&self, visit: Visit<'_>, client: &mut C) -> Result<(), C::Error> {
-        let Visit { layer, ids, odds, next } = visit;
+        let Visit { layer, ids, odds, mut next } = visit;
         let mut s = self.lock();
         s.ranking.visit(layer, ids, odds, self.used);
         s.judge(layer, ids);
@@ -352,7 +352,6 @@ impl Shared {
             self.promote(&mut s, unit);
         }
         let mut todo = ids.to_vec();
-        let mut next = next;
         let result = loop {
             let started = todo.iter().all(|&id| {
                 let unit = self.unit(layer, id);
@@ -459,7 +458,8 @@ impl Shared {
             }
             let missing: usize = found.iter().zip(parts).filter(|(f, _)| f.is_none()).map(|(_, p)| p.room()).sum();
             if s.held_bytes + missing <= self.budget_bytes {
-                return self.enqueue(s, unit, &found, ahead.is_some());
+                self.enqueue(s, unit, &found, ahead.is_some());
+                return true;
             }
             if let Some(at) = (0..s.spare.len()).find(|at| !found.contains(&Some(*at))) {
                 s.held_bytes -= s.spare.swap_remove(at).as_slice().len();
@@ -506,8 +506,8 @@ impl Shared {
         }
     }
 
-    /// Queues the parts of `unit`, with the spare buffers at `found` and new ones; false when there is no memory.
-    fn enqueue(&self, s: &mut State, unit: usize, found: &[Option<usize>], ahead: bool) -> bool {
+    /// Queues the parts of `unit`, with the spare buffers at `found` and new ones; without memory for these the unit has failed.
+    fn enqueue(&self, s: &mut State, unit: usize, found: &[Option<usize>], ahead: bool) {
         let parts = &self.units[unit];
         let mut buffers = Vec::with_capacity(parts.len());
         for (part, found) in parts.iter().zip(found) {
@@ -522,7 +522,7 @@ impl Shared {
                         s.spare.extend(buffers);
                         s.spare.retain(|b| !b.as_slice().is_empty());
                         s.places[unit] = Place::Failed(Failure::Io(e));
-                        return true;
+                        return;
                     }
                 },
             };
@@ -541,7 +541,6 @@ impl Shared {
         let left = parts.len();
         s.places[unit] = Place::Reading(Reading { ticket, parts: (0..left).map(|_| None).collect(), left, ahead });
         self.work.notify_all();
-        true
     }
 
     /// Begins to read what the next layer will want.
