@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sphinx_runtime::memory;
+
 /// A group with a limit. Dropping it removes it.
 #[derive(Debug)]
 pub struct Group {
@@ -29,11 +31,11 @@ impl Group {
     /// # Errors
     /// What the system says, mostly that it is not allowed.
     pub fn create(bytes: u64) -> io::Result<Group> {
-        let groups = fs::read_to_string("/proc/self/cgroup")?;
-        let (version, parent) =
-            own(&groups).ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "there are no control groups here"))?;
+        let (version, parent) = own(&fs::read_to_string("/proc/self/cgroup")?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "there are no control groups here"))?;
         let group = Group { path: parent.join(format!("sphinx-bench-{}", std::process::id())), version };
         fs::create_dir(&group.path)?;
+        crate::interrupt::groups(Some(&group.path));
         if version == 2 {
             fs::write(group.path.join("memory.max"), bytes.to_string())?;
             // A budget is no budget if the rest goes to swap; a kernel without swap has no such file.
@@ -85,21 +87,31 @@ impl Drop for Group {
     fn drop(&mut self) {
         // Fails while something is in it, which is then not ours to end.
         let _ = fs::remove_dir(&self.path);
+        crate::interrupt::groups(None);
     }
 }
 
-/// The directory of the group that this process is in, by what `/proc/self/cgroup` says.
-fn own(groups: &str) -> Option<(u8, PathBuf)> {
-    let below = |root: &str, path: &str| PathBuf::from(format!("{root}{}", path.trim_end_matches('/')));
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        if controllers.split(',').any(|c| c == "memory") {
-            return Some((1, below("/sys/fs/cgroup/memory", path)));
+/// Ends what is in the group at `path`, and removes it: for when the process that made it is being ended itself.
+pub fn end(path: &Path) {
+    for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+        if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some((2, below("/sys/fs/cgroup", path)))
+    // A process that has been ended leaves its group a moment later.
+    for _ in 0..100 {
+        if fs::remove_dir(path).is_ok() || !path.exists() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// The directory of the group that this process is in, by what `/proc/self/cgroup` says; where both versions are there, the
+/// memory controller is version 1's.
+fn own(groups: &str) -> Option<(u8, PathBuf)> {
+    let group = memory::groups(groups).min_by_key(|group| group.version)?;
+    Some((group.version, PathBuf::from(format!("{}{}", group.root, group.path))))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Signals. Ctrl-C and SIGTERM: unfinished outputs and temporary folders are removed, then exit 130. A file size limit is an I/O error,
-//! and so is a model file that is cut short while it is mapped.
+//! Signals. Ctrl-C and SIGTERM: unfinished outputs, temporary folders and control groups are removed, then exit 130. A file size limit
+//! is an I/O error, and so is a model file that is cut short while it is mapped.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -7,6 +7,8 @@ use std::sync::Mutex;
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 /// Folders of ours under the system's temporary one.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// A control group of ours, with a process of ours in it.
+static GROUP: Mutex<Option<PathBuf>> = Mutex::new(None);
 #[cfg(unix)]
 static BEYOND_LIMIT: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
@@ -18,6 +20,9 @@ pub fn listen() {
         }
         for folder in FOLDERS.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             let _gone = std::fs::remove_dir_all(folder);
+        }
+        if let Some(group) = GROUP.lock().unwrap_or_else(|e| e.into_inner()).as_deref() {
+            crate::group::end(group);
         }
         std::process::exit(130);
     });
@@ -60,6 +65,11 @@ pub fn writes(path: &Path) {
 /// Remembers that `folder` is a temporary one of ours.
 pub fn holds(folder: &Path) {
     FOLDERS.lock().unwrap_or_else(|e| e.into_inner()).push(folder.to_owned());
+}
+
+/// Remembers the control group that this process made last, until it is gone.
+pub fn groups(group: Option<&Path>) {
+    *GROUP.lock().unwrap_or_else(|e| e.into_inner()) = group.map(Path::to_owned);
 }
 
 /// The name under which `path` is written before it is whole.

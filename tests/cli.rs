@@ -1208,6 +1208,42 @@ fn an_interruption_exits_with_130() {
     }
 }
 
+/// Whether the control group of `bench` in process `pid` exists; the groups are below this process's own.
+#[cfg(target_os = "linux")]
+fn has_group(pid: u32) -> bool {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let name = format!("sphinx-bench-{pid}");
+    sphinx_runtime::memory::groups(&groups).any(|g| Path::new(g.root).join(g.path.trim_start_matches('/')).join(&name).exists())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_bench_leaves_no_control_group_behind() {
+    let desk = Desk::with_model("Q8_0");
+    for (repeat, end) in [("1", None), ("100000", Some("-TERM"))] {
+        let args =
+            ["bench", "light.gguf", "--memory", "256M", "--prompt-tokens", "4", "--gen-tokens", "4", "--context", "32", "--repeat", repeat];
+        let mut bench = desk.process(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+        let pid = bench.id();
+        let seen = (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            has_group(pid) || bench.try_wait().expect("a state").is_some()
+        });
+        assert!(seen);
+        if let Some(signal) = end {
+            if !has_group(pid) {
+                bench.kill().expect("killed");
+                bench.wait().expect("an end");
+                println!("skipped: no control group may be made here");
+                return;
+            }
+            assert!(std::process::Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill").success());
+        }
+        assert_eq!(bench.wait().expect("an end").code(), Some(if end.is_some() { 130 } else { 0 }));
+        assert!(!has_group(pid), "{args:?} left its group");
+    }
+}
+
 #[test]
 fn progress_stays_out_of_pipes() {
     let desk = Desk::empty();

@@ -51,6 +51,16 @@ pub struct Scratch<T: Target> {
     logits: T::Buffer,
 }
 
+impl<T: Target> Scratch<T> {
+    /// Bytes of the buffers, which hold `chunk` rows.
+    pub(crate) fn bytes(&self, t: &T, chunk: usize) -> usize {
+        let rows = [&self.x, &self.normed, &self.qkv, &self.mixed].map(|b| chunk * t.width(b));
+        let picked = [&self.picked, &self.logits].map(|b| chunk.min(LOGIT_ROWS) * t.width(b));
+        let mixture = self.mixture.as_ref().map_or(0, |m| m.numbers(t, chunk));
+        4 * (rows.iter().sum::<usize>() + picked.iter().sum::<usize>() + mixture)
+    }
+}
+
 impl<T: Target> Decoder<T> {
     /// The decoder in `file`, which `params` were read from. A mixture's experts are streamed where `streaming` says how, and what
     /// is asked of them is written down where `trace` is set.

@@ -1,5 +1,7 @@
 //! How much memory this process uses.
 
+use std::path::Path;
+
 /// Bytes, from `/proc/self/status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -26,6 +28,12 @@ impl Memory {
         Some(limit().map_or(system, |limit| system.min(limit)))
     }
 
+    /// Resident bytes of what this process has mapped of the file at `path`.
+    pub fn of_file(path: &Path) -> Option<u64> {
+        let path = path.canonicalize().ok()?;
+        Some(resident(&std::fs::read_to_string("/proc/self/smaps").ok()?, path.to_str()?))
+    }
+
     fn parse(status: &str) -> Option<Memory> {
         let bytes = |name: &str| {
             let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -35,28 +43,63 @@ impl Memory {
     }
 }
 
+/// Resident bytes of the mappings of `path` in `smaps`, which is `/proc/self/smaps`: a line per mapping, with the file at its end,
+/// and lines that tell about it.
+fn resident(smaps: &str, path: &str) -> u64 {
+    let mut ours = false;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        match line.strip_prefix("Rss:") {
+            Some(rest) if ours => sum += rest.trim().strip_suffix(" kB").and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024,
+            Some(_) => (),
+            // A mapping begins with its addresses, in small hexadecimal letters; what is told of it with a capital.
+            None if !line.starts_with(|c: char| c.is_ascii_uppercase()) => {
+                ours = line.strip_suffix(path).is_some_and(|before| before.ends_with(' '));
+            }
+            None => (),
+        }
+    }
+    sum
+}
+
 /// The least that a control group allows this process, in bytes.
 fn limit() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     limits(&groups, &|file| std::fs::read_to_string(file).ok()).min()
 }
 
-/// The limits of the groups in `groups`, which is `/proc/self/cgroup`, and of those around them. Version 2 has one line with an
-/// empty list of controllers; version 1 a line for each.
-fn limits(groups: &str, read: &dyn Fn(&str) -> Option<String>) -> impl Iterator<Item = u64> {
-    let mut found = Vec::new();
-    for line in groups.lines() {
+/// A control group that has a say about this process's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlGroup<'a> {
+    /// 1 or 2.
+    pub version: u8,
+    /// Where the tree of groups is mounted.
+    pub root: &'static str,
+    /// The group in it: empty, or `/a/b`.
+    pub path: &'a str,
+}
+
+/// The groups that `text`, which is `/proc/self/cgroup`, names. Version 2 has one line with an empty list of controllers; version 1
+/// a line for each.
+pub fn groups(text: &str) -> impl Iterator<Item = ControlGroup<'_>> {
+    text.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            c if c.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            _ => continue,
-        };
-        let mut path = path.trim_end_matches('/');
+        let (controllers, path) = (fields.next()?, fields.next()?.trim_end_matches('/'));
+        match controllers {
+            "" => Some(ControlGroup { version: 2, root: "/sys/fs/cgroup", path }),
+            c if c.split(',').any(|c| c == "memory") => Some(ControlGroup { version: 1, root: "/sys/fs/cgroup/memory", path }),
+            _ => None,
+        }
+    })
+}
+
+/// The limits of the groups in `text`, and of those around them.
+fn limits(text: &str, read: &dyn Fn(&str) -> Option<String>) -> impl Iterator<Item = u64> {
+    let mut found = Vec::new();
+    for ControlGroup { version, root, mut path } in groups(text) {
+        let file = if version == 2 { "memory.max" } else { "memory.limit_in_bytes" };
         loop {
-            let limit = read(&format!("{root}{path}/{file}")).and_then(|text| text.trim().parse::<u64>().ok());
-            found.extend(limit);
+            found.extend(read(&format!("{root}{path}/{file}")).and_then(|text| text.trim().parse::<u64>().ok()));
             let Some((parent, _)) = path.rsplit_once('/') else { break };
             path = parent;
         }
@@ -84,6 +127,17 @@ mod tests {
         assert_eq!(limits("5:cpu,cpuacct:/x\n4:memory:/x\n", &read).collect::<Vec<_>>(), [900, 9_223_372_036_854_771_712]);
         assert_eq!(limits("4:memory:/\n", &read).min(), Some(9_223_372_036_854_771_712));
         assert_eq!(limits("nonsense", &read).min(), None);
+    }
+
+    #[test]
+    fn a_file_is_told_from_others() {
+        let text = "7f00-7f10 r--p 0000 fe:00 12   /a b/m.gguf\nSize: 900 kB\nRss: 12 kB\nVmFlags: rd\n\
+                    7f10-7f20 r--p 0000 fe:00 12   /c/a b/m.gguf\nRss: 4 kB\n7f20-7f30 rw-p 0 0:0 0\nRss: 4 kB\n\
+                    7f30-7f40 r--p 0000 fe:00 12   /a b/m.gguf\nRss: 8 kB\n";
+        assert_eq!(resident(text, "/a b/m.gguf"), 20 << 10);
+        assert_eq!(resident(text, "/m.gguf"), 0);
+        let here = std::env::current_exe().unwrap();
+        assert!(Memory::of_file(&here).is_none_or(|bytes| bytes > 4096), "the running program is mapped");
     }
 
     #[test]

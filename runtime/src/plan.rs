@@ -120,10 +120,10 @@ const PROGRAM_PER_PIECE: u64 = 100;
 const PER_THREAD: u64 = 3 << 20;
 /// Of a budget, what is left alone: pages of the file's header and of others' code, tables of the system.
 const MARGIN: u64 = 64;
-/// Blocks of something streamed that are in memory at a time: the one that runs, the next, and one on its way out.
-const BLOCKS: u64 = 3;
+/// Blocks of something streamed that are in memory at a time: the one that runs, and the next.
+const BLOCKS: u64 = 2;
 /// Bytes that come into memory with a row of the embedding table.
-const AROUND: u64 = 64 << 10;
+const AROUND: f64 = 65_536.0;
 /// What a cache of experts should hold at least, in experts.
 const LEAST_EXPERTS: u64 = 4;
 
@@ -248,13 +248,15 @@ fn picture_bytes(params: &VisionParams, fine: bool) -> u64 {
         Encoder::DinoV2(dino) => vit_bytes(&dino.vit, params.vit.input, views, terms) + 12 * views * (params.vit.input as u64).pow(2),
         Encoder::ConvNext(net) => convnext_bytes(net, views, terms),
     };
-    let qformer = params.qformer.as_ref().map(|q| vit_bytes(&q.eva, params.vit.input, views, terms)).unwrap_or(0);
-    let towers = params.encoders.iter().map(tower).max().unwrap_or(0).max(qformer);
+    let qformer = params.qformer.as_ref().map(|q| vit_bytes(&q.eva, params.vit.input, views, terms));
     let features = 4 * views * params.tokens() as u64 * params.features() as u64;
+    // Features are written when the first encoder has run.
+    let joined = |(i, bytes): (usize, u64)| if i == 0 { bytes.max(features) } else { bytes + features };
+    let towers = params.encoders.iter().map(tower).chain(qformer).enumerate().map(joined).max().unwrap_or(0);
     // The square as bytes and as numbers, its views, a picture of ordinary size before it is cut up.
     let inputs: u64 = params.encoders.iter().map(|e| if let Encoder::ConvNext(n) = e { n.input } else { 0 } as u64).max().unwrap_or(0);
     let pixels = 12 * views * ((params.vit.input as u64).pow(2) + inputs.pow(2));
-    towers + features + pixels + (8 << 20)
+    towers + pixels + (8 << 20)
 }
 
 /// Bytes of an encoder's file.
@@ -265,6 +267,8 @@ struct EncoderWeights {
     kept: u64,
     /// The largest block.
     block: u64,
+    /// Of all, what is used number by number, and copied for that: norms, biases, tables.
+    copied: u64,
 }
 
 impl EncoderWeights {
@@ -274,6 +278,9 @@ impl EncoderWeights {
         for t in file.tensors() {
             let bytes = t.bytes().len() as u64;
             w.all += bytes;
+            if t.rows() == 1 || t.name().ends_with(".dw.weight") || t.name().ends_with(".pos") {
+                w.copied += 4 * t.len() as u64;
+            }
             match streamed_block(t.name(), params) {
                 Some(block) => *blocks.entry(block).or_default() += bytes,
                 None => w.kept += bytes,
@@ -357,25 +364,28 @@ impl<'a> Priced<'a> {
         let program = PROGRAM + PROGRAM_PER_PIECE * p.vocabulary as u64 + PER_THREAD * wish.threads as u64;
         let kv = kv_bytes(p, wish.context, wish.kv);
         let session = session_bytes(p, chunk);
-        // Each text token touches a row of the table, and the system maps what it has read around it.
+        // Each text token touches a row of the table, and the system maps what it has read around it: where tokens fall anywhere,
+        // so much of the table is touched once or more.
         let text = wish.context.saturating_sub(self.vision.as_ref().map_or(0, |(params, _)| params.image_rows()));
-        let table = w.table.min(text as u64 * AROUND);
-        let (EncoderWeights { all: encoders, kept, block }, picture) = match &self.vision {
-            Some((params, weights)) => (*weights, picture_bytes(params, mixture)),
-            None => (EncoderWeights::default(), 0),
+        let table = (w.table as f64 * (1.0 - (-(text as f64) * AROUND / w.table.max(1) as f64).exp())) as u64;
+        let (EncoderWeights { all: encoders, kept, block, copied }, picture, rows) = match &self.vision {
+            Some((params, weights)) => (*weights, picture_bytes(params, mixture), 4 * (params.image_rows() * p.dim) as u64),
+            None => (EncoderWeights::default(), 0, 0),
         };
+        // What a picture leaves behind: its rows, and small parameters of the encoders.
+        let seen = copied + rows;
         let language: u64 = table + w.rest + w.layers.iter().sum::<u64>();
         let fixed = program + kv + table + w.rest;
         let whole_layers = w.layers_from(0);
         // While a picture is encoded there are no keys and values yet, and afterwards its buffers are gone.
-        let sum = |encoders: u64| program + language + encoders + (w.experts + kv + session).max(picture);
+        let sum = program + language + encoders + seen + (w.experts + kv + session).max(picture);
 
-        let mut parts = vec![part("program", Holding::Resident, program)];
+        let mut parts = vec![part("program", Holding::Resident, program + seen)];
         let mut plan = Plan {
             budget_bytes: budget,
             budget_given: given,
             parts: Vec::new(),
-            peak_bytes: sum(encoders),
+            peak_bytes: sum,
             context: wish.context,
             chunk,
             streaming: None,
@@ -389,7 +399,7 @@ impl<'a> Priced<'a> {
             verify_reads: wish.verify_reads,
             readers: READERS,
         };
-        let everything = sum(encoders) <= usable && !(mixture && wish.expert_cache.is_some());
+        let everything = sum <= usable && !(mixture && wish.expert_cache.is_some());
         let window = BLOCKS * block;
         if everything {
             parts.push(part("language", Holding::Resident, language));
@@ -403,8 +413,8 @@ impl<'a> Priced<'a> {
             plan.ahead = false;
             // Encoders are used once a picture, everything else once a token: they are the first to go.
             plan.encoders_streamed = self.vision.is_some();
-            let at_a_time = (kept + window).min(encoders);
-            let working = (kept.min(encoders) + session).max(picture + at_a_time);
+            let at_a_time = (kept + copied + window).min(encoders);
+            let working = seen + session.max(picture + at_a_time);
             if mixture {
                 let least = LEAST_EXPERTS * w.expert;
                 let others = fixed + whole_layers + working;
@@ -417,7 +427,7 @@ impl<'a> Priced<'a> {
                 let cache = streaming.cache_bytes as u64;
                 parts.push(part("language", Holding::Resident, language));
                 parts.push(Part { name: "experts", holding: Holding::Streamed, bytes: cache, of_bytes: w.experts });
-                plan.peak_bytes = (fixed + whole_layers + kept + session + cache).max(program + picture + at_a_time);
+                plan.peak_bytes = (fixed + whole_layers + seen + session + cache).max(program + seen + picture + at_a_time);
             } else {
                 let largest = w.layers.iter().copied().max().unwrap_or(0);
                 let left = usable.checked_sub(fixed + working).ok_or(fixed + working + BLOCKS * largest)?;
@@ -434,8 +444,8 @@ impl<'a> Priced<'a> {
                 let holding = if layers < p.layers { Holding::Streamed } else { Holding::Resident };
                 parts.push(Part { name: "language", holding, bytes, of_bytes: language });
                 // The decoder's weights come after the picture's.
-                let answer = fixed + held + kept + session;
-                plan.peak_bytes = answer.max(program + picture + at_a_time);
+                let answer = fixed + held + seen + session;
+                plan.peak_bytes = answer.max(program + seen + picture + at_a_time);
             }
             if self.vision.is_some() {
                 parts.push(Part { name: "encoders", holding: Holding::Streamed, bytes: at_a_time, of_bytes: encoders });

@@ -240,6 +240,12 @@ impl<'m, T: Target> Session<'m, T> {
         self.caches.iter().map(|kv| self.model.target().kv_bytes(kv)).sum()
     }
 
+    /// Bytes that keys and values written so far take, and those of the session's buffers.
+    pub fn taken_bytes(&self) -> (usize, usize) {
+        let buffers = self.scratch.bytes(self.model.target(), self.chunk) + 4 * self.logits.len();
+        (self.cache_bytes() * self.done / self.capacity, buffers)
+    }
+
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.done = 0;

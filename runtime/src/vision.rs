@@ -29,6 +29,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use sphinx_quant::gguf::{Gguf, keys, keys::Half};
+use sphinx_quant::tensor::Bytes;
 use sphinx_targets::Target;
 
 pub use params::VisionParams;
@@ -55,6 +56,8 @@ pub struct Vision<T: Target> {
     towers: Vec<Tower<T>>,
     qformer: Option<QFormer<T>>,
     bridge: Bridge<T>,
+    /// The file's bytes, where weights are in memory only while they are used.
+    streamed: Option<Arc<Bytes>>,
     /// What views of padding alone become, without tags, by [`Vision::padding_key`].
     padding: Mutex<BTreeMap<usize, Tokens>>,
 }
@@ -237,6 +240,7 @@ impl<T: Target> Vision<T> {
             towers: params.encoders.iter().map(tower).collect::<Result<_>>()?,
             qformer: params.qformer.as_ref().map(|q| QFormer::load(&tensors, q, params.vit.input / q.eva.patch)).transpose()?,
             bridge: Bridge::load(&tensors, &params)?,
+            streamed: file.tensors().first().filter(|_| streamed).map(|t| Arc::clone(t.backing().0)),
             padding: Mutex::default(),
             params,
         };
@@ -281,6 +285,11 @@ impl<T: Target> Vision<T> {
         let mut timings = VisionTimings::default();
         let Plan { views, origins, keep } = timed(&mut timings.preprocess_s, || self.plan(picture, observe));
         let tokens = if views.places.is_empty() { Vec::new() } else { self.encode_views(target, views, &mut timings, observe)? };
+        if let Some(bytes) = &self.streamed {
+            // What comes next is a prompt, with weights and buffers of its own.
+            bytes.evict(0..bytes.as_slice().len());
+            target.free_scratch();
+        }
         let tokens: Vec<Tokens> = tokens.into_iter().map(Tokens::from).collect();
         for (key, view) in keep {
             self.kept().insert(key, Arc::clone(&tokens[view]));

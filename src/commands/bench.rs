@@ -171,6 +171,8 @@ struct Run {
     experts: Option<(Stats, Stats)>,
     major_faults: Option<u64>,
     stall_s: Option<f64>,
+    /// What the session took: keys and values, buffers.
+    taken_bytes: (usize, usize),
 }
 
 impl Run {
@@ -222,7 +224,7 @@ impl Job for Bench<'_> {
             write().map_err(|e| Failure::io(path, &e))?;
         }
         if model.plan().budget_given && tracing::enabled!(tracing::Level::INFO) {
-            model::plan_table(&model);
+            model::plan_table(&model, runs.last().map_or((0, 0), |r| r.taken_bytes));
         }
         Ok((head, runs))
     }
@@ -257,6 +259,7 @@ fn once<T: Target>(model: &Sphinx<T>, args: &BenchArgs, picture: Option<&Picture
         experts,
         major_faults: None,
         stall_s: None,
+        taken_bytes: session.taken_bytes(),
     })
 }
 

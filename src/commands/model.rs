@@ -160,24 +160,34 @@ pub fn stage_table(stages: &[Stage]) {
     }
 }
 
-/// Prints what each part of the memory was estimated to take, beside what it took, to standard error.
-pub fn plan_table<T: Target>(model: &Sphinx<T>) {
+/// Prints what each part of the memory was estimated to take, beside what it takes now, to standard error. `session` is what a
+/// conversation takes: keys and values, and buffers.
+pub fn plan_table<T: Target>(model: &Sphinx<T>, (kv, buffers): (usize, usize)) {
     let plan = model.plan();
-    let memory = Memory::now();
+    let file = |path: Option<&Path>| path.map_or(Some(0), Memory::of_file);
+    let language = file(Some(model.language().path()));
+    let encoders = file(model.source().has_vision().then(|| model.source().vision_path()));
     let experts = model.decoder().experts().streamed().map(|s| s.cache_bytes().0 as u64);
-    let actual = |name: &str| match name {
-        "experts" => experts,
-        "keys and values" | "program" => None,
-        "buffers" => Some(model.target().scratch_bytes() as u64),
-        _ => None,
-    };
-    let dash = || String::from("–");
-    let rows = plan.parts.iter().map(|p| {
-        vec![p.name.to_owned(), table::bytes(p.bytes), actual(p.name).map_or_else(dash, table::bytes), held(p.holding, p.of_bytes)]
+    let (kv, buffers) = (kv as u64, (buffers + model.target().scratch_bytes()) as u64);
+    let now = Memory::now();
+    let program = now.zip(language).zip(encoders).map(|((now, language), encoders)| {
+        let others = language + encoders + experts.unwrap_or(0) + kv + buffers;
+        (now.anonymous_bytes + now.mapped_bytes).saturating_sub(others)
     });
-    let peak =
-        vec!["peak".to_owned(), table::bytes(plan.peak_bytes), memory.map_or_else(dash, |m| table::bytes(m.peak_bytes)), String::new()];
-    note!("{}", table::plain(&["memory", "estimate", "actual", ""], rows.chain([peak])));
+    let actual = |name: &str| match name {
+        "program" => program,
+        "language" => language,
+        // Those in the mapped file are counted with the rest of it.
+        "experts" => experts,
+        "encoders" => encoders,
+        "keys and values" => Some(kv),
+        _ => Some(buffers),
+    };
+    let shown = |bytes: Option<u64>| bytes.map_or_else(|| String::from("–"), table::bytes);
+    let parts =
+        plan.parts.iter().map(|p| vec![p.name.to_owned(), table::bytes(p.bytes), shown(actual(p.name)), held(p.holding, p.of_bytes)]);
+    let peak = vec!["peak".to_owned(), table::bytes(plan.peak_bytes), shown(now.map(|m| m.peak_bytes)), String::new()];
+    note!("{}", table::plain(&["memory", "estimate", "at the end", ""], parts.chain([peak])));
 }
 
 /// Memory as JSON.

@@ -48,7 +48,7 @@ impl Job for Run<'_> {
         }
         if self.verbose > 0 {
             model::stage_table(&model::reply_stages(model.load_s(), image.as_ref(), &reply));
-            model::plan_table(&model);
+            model::plan_table(&model, session.taken_bytes());
         }
         Ok(())
     }

@@ -229,6 +229,17 @@ impl Target for CpuTarget {
         self.scratch().bytes() + sum(&self.attention, attention::Worker::bytes) + sum(&self.conv, Aligned::bytes) + angles + parts
     }
 
+    fn free_scratch(&self) {
+        fn put<T>(place: &Mutex<T>, fresh: T) {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        }
+        put(&self.scratch, matmul::Scratch::new(self.threads()));
+        self.attention.iter().for_each(|worker| put(worker, attention::Worker::new()));
+        self.conv.iter().for_each(|map| put(map, Aligned::empty()));
+        put(&self.angles, attention::Angles::new());
+        put(&self.parts, attention::Parts::new());
+    }
+
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
         Matrix::new(parts, 1)
     }

@@ -78,6 +78,9 @@ pub trait Target: Sized {
         0
     }
 
+    /// Frees that scratch: what comes next needs less of it, and takes its own.
+    fn free_scratch(&self) {}
+
     // Parameters.
 
     /// The matrix that `parts` form when stacked along their outputs (q, k and v, say); they share their columns.

@@ -44,6 +44,12 @@ impl<T: Target> MixtureScratch<T> {
             results: t.buffer(chunk * params.experts_used, params.dim)?,
         })
     }
+
+    /// Numbers in the buffers, which hold `chunk` rows.
+    pub(super) fn numbers(&self, t: &T, chunk: usize) -> usize {
+        let results = chunk * self.routes.used * t.width(&self.results);
+        2 * chunk * t.width(&self.scores) + t.width(&self.ahead) + results
+    }
 }
 
 impl<T: Target> Mixture<T> {

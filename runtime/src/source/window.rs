@@ -5,6 +5,7 @@
 //! that will not be wanted before all others were.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,7 +23,11 @@ pub(crate) struct Window {
     blocks: Arc<Vec<Vec<Range<usize>>>>,
     /// Whether the first block follows the last.
     again: bool,
-    ask: Mutex<Option<Sender<usize>>>,
+    /// Which block is to be read, and the turn that it is read for.
+    ask: Mutex<Option<Sender<(usize, u64)>>>,
+    /// Turns that have begun, and the last that has ended.
+    begun: AtomicU64,
+    ended: Arc<AtomicU64>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -31,35 +36,43 @@ impl Window {
     /// read while the last one runs.
     pub(crate) fn new(bytes: &Arc<Bytes>, blocks: Vec<Vec<Range<usize>>>, again: bool) -> Window {
         let blocks = Arc::new(blocks);
-        let (ask, asked) = channel::<usize>();
+        let (ask, asked) = channel::<(usize, u64)>();
+        let ended = Arc::new(AtomicU64::new(0));
+        let over = Arc::clone(&ended);
         let (bytes, theirs, places) = (Arc::clone(bytes), Arc::clone(bytes), Arc::clone(&blocks));
         let read = move || {
-            while let Ok(mut block) = asked.recv() {
+            while let Ok((mut block, mut turn)) = asked.recv() {
                 // Whoever asks faster than the disk reads wants the last.
                 while let Ok(later) = asked.try_recv() {
-                    block = later;
+                    (block, turn) = later;
                 }
+                // A block that has run meanwhile is not wanted any more, and what was read of it too late goes again.
+                let is_over = || over.load(Ordering::Acquire) >= turn;
                 for range in &places[block] {
-                    range.clone().step_by(STEP).for_each(|at| theirs.fetch(at..(at + STEP).min(range.end)));
+                    range.clone().step_by(STEP).take_while(|_| !is_over()).for_each(|at| theirs.fetch(at..(at + STEP).min(range.end)));
+                }
+                if is_over() {
+                    places[block].iter().for_each(|range| theirs.evict(range.clone()));
                 }
             }
         };
         // Without the thread, pages are read when they are touched.
         let reader = std::thread::Builder::new().name("sphinx-window".into()).spawn(read).ok();
-        Window { bytes, blocks, again, ask: Mutex::new(Some(ask)), reader }
+        Window { bytes, blocks, again, ask: Mutex::new(Some(ask)), begun: AtomicU64::new(0), ended, reader }
     }
 
     /// Says that block `block` is about to run: the one after it is read meanwhile. When what this returns is dropped, the block
     /// has run.
     pub(crate) fn turn(&self, block: usize) -> Turn<'_> {
+        let turn = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
         let next = if block + 1 == self.blocks.len() && self.again { 0 } else { block + 1 };
         if next != block
             && self.blocks.get(next).is_some_and(|places| !places.is_empty())
             && let Some(ask) = &*self.ask.lock().unwrap_or_else(PoisonError::into_inner)
         {
-            let _ = ask.send(next);
+            let _ = ask.send((next, turn + 1));
         }
-        Turn { window: self, block }
+        Turn { window: self, block, turn }
     }
 }
 
@@ -76,10 +89,12 @@ impl Drop for Window {
 pub(crate) struct Turn<'a> {
     window: &'a Window,
     block: usize,
+    turn: u64,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        self.window.ended.store(self.turn, Ordering::Release);
         for range in &self.window.blocks[self.block] {
             self.window.bytes.evict(range.clone());
         }
