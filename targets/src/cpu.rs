@@ -4,6 +4,8 @@
 //! two large operations are cut up; [`kernels`] is a table of plain functions on slices, written first in
 //! [`portable`], their specification, and again where a processor offers more.
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 pub mod attention;
 pub mod buffer;
 pub mod isa;
@@ -14,6 +16,8 @@ pub mod pool;
 pub mod portable;
 pub mod q8;
 pub mod record;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod simd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -7,10 +7,9 @@ use crate::{Result, TargetError};
 /// The environment variable that caps the instruction set.
 pub const ISA_VARIABLE: &str = "SPHINX_ISA";
 
-/// An instruction set for which there are kernels, from the least to the most capable.
+/// An instruction set for which there are kernels, family by family, in each from the least to the most capable.
 ///
-/// A new family (aarch64, say) adds its members here, a folder of siblings beside `x86/` and a branch in
-/// `Kernels::for_isa`.
+/// A new family adds its members here, a folder of siblings beside `x86/` and `arm/` and a branch in `Kernels::for_isa`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust, whatever the processor.
@@ -23,11 +22,17 @@ pub enum Isa {
     Avx512,
     /// As [`Isa::Avx512`], with the byte dot products of AVX-512 VNNI.
     Avx512Vnni,
+    /// aarch64: 128-bit vectors.
+    Neon,
+    /// As [`Isa::Neon`], with the dot products of bytes (FEAT_DotProd).
+    DotProd,
+    /// As [`Isa::DotProd`], with products of matrices of bytes (FEAT_I8MM).
+    I8mm,
 }
 
 impl Isa {
     /// Every member, the least capable first.
-    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 8] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni, Isa::Neon, Isa::DotProd, Isa::I8mm];
 
     /// The name used in logs and in `SPHINX_ISA`.
     pub const fn name(self) -> &'static str {
@@ -37,6 +42,9 @@ impl Isa {
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Neon => "neon",
+            Isa::DotProd => "dotprod",
+            Isa::I8mm => "i8mm",
         }
     }
 
@@ -63,7 +71,12 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Isa::Avx512.available() && is_x86_feature_detected!("avx512vnni"),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd => Isa::Neon.available() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => Isa::DotProd.available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             _ => false,
         }
     }
@@ -93,7 +106,7 @@ impl Isa {
         Isa::from_name(value).ok_or_else(|| TargetError::Option {
             name: ISA_VARIABLE,
             value: value.to_owned(),
-            remedy: "use portable, avx2, avxvnni, avx512 or avx512vnni, or leave it unset",
+            remedy: "use portable, or avx2, avxvnni, avx512, avx512vnni (x86-64), neon, dotprod, i8mm (aarch64), or leave it unset",
         })
     }
 }
@@ -120,7 +133,20 @@ pub fn features() -> Vec<(&'static str, bool)> {
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    {
+        use std::arch::is_aarch64_feature_detected as detected;
+        return vec![
+            ("neon", detected!("neon")),
+            ("dotprod", detected!("dotprod")),
+            ("i8mm", detected!("i8mm")),
+            ("fp16", detected!("fp16")),
+            ("bf16", detected!("bf16")),
+            ("sve", detected!("sve")),
+            ("sve2", detected!("sve2")),
+        ];
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     Vec::new()
 }
 

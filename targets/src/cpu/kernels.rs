@@ -111,17 +111,30 @@ impl Kernels {
                 table.take_vnni();
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if isa >= Isa::Neon {
+                table.take_neon();
+            }
+            if isa >= Isa::DotProd {
+                table.take_dotprod();
+            }
+            if isa >= Isa::I8mm {
+                table.gemm_multiply = super::arm::gemm::i8mm::multiply;
+            }
+        }
         table
     }
 
     #[cfg(target_arch = "x86_64")]
     fn take_avx2(&mut self) {
-        use super::x86::{act, attend, conv, dot::avx2 as dot, gemm::avx2 as gemm, norm, pack, quantize, resample, rope, softmax};
+        use super::simd::{act, attend, conv, dot::avx2 as floats, norm, rope, softmax};
+        use super::x86::{dot::avx2 as dot, gemm::avx2 as gemm, pack, quantize, resample};
         *self = Kernels {
             isa: self.isa,
-            dot_f32: dot::f32,
-            dot_f16: dot::f16,
-            dot_bf16: dot::bf16,
+            dot_f32: floats::f32,
+            dot_f16: floats::f16,
+            dot_bf16: floats::bf16,
             dot_q4_0: dot::q4_0,
             dot_q4_1: dot::q4_1,
             dot_q5_0: dot::q5_0,
@@ -207,10 +220,11 @@ impl Kernels {
     /// Without the byte products of VNNI, the 256-bit kernels for 8-bit activations stay.
     #[cfg(target_arch = "x86_64")]
     fn take_avx512(&mut self) {
-        use super::x86::{act, attend, conv, dot::avx512 as dot, gemm::avx512 as gemm, norm, pack, quantize, rope, softmax};
-        self.dot_f32 = dot::f32;
-        self.dot_f16 = dot::f16;
-        self.dot_bf16 = dot::bf16;
+        use super::simd::{act, attend, conv, dot::avx512 as floats, norm, rope, softmax};
+        use super::x86::{gemm::avx512 as gemm, pack, quantize};
+        self.dot_f32 = floats::f32;
+        self.dot_f16 = floats::f16;
+        self.dot_bf16 = floats::bf16;
         self.pack_q4_0 = pack::q4_0;
         self.pack_q8_0 = pack::q8_0;
         self.pack_q4_k = pack::q4_k;
@@ -260,6 +274,90 @@ impl Kernels {
         self.fine_q5_k = dot::fine_q5_k;
         self.fine_q6_k = dot::fine_q6_k;
         self.gemm_multiply = gemm::multiply;
+    }
+
+    /// Norms, rotations and panels of floats stay as they are: what compilers make of them for this family is NEON already.
+    #[cfg(target_arch = "aarch64")]
+    fn take_neon(&mut self) {
+        use super::arm::{dot::neon as dot, gemm, pack, quantize, resample};
+        use super::simd::{act, attend, conv, dot::neon as floats, softmax};
+        self.dot_f32 = floats::f32;
+        self.dot_f16 = floats::f16;
+        self.dot_bf16 = floats::bf16;
+        self.dot_q4_0 = dot::q4_0;
+        self.dot_q4_1 = dot::q4_1;
+        self.dot_q5_0 = dot::q5_0;
+        self.dot_q5_1 = dot::q5_1;
+        self.dot_q8_0 = dot::q8_0;
+        self.dot_q2_k = dot::q2_k;
+        self.dot_q3_k = dot::q3_k;
+        self.dot_q4_k = dot::q4_k;
+        self.dot_q5_k = dot::q5_k;
+        self.dot_q6_k = dot::q6_k;
+        self.fine_q4_0 = dot::fine_q4_0;
+        self.fine_q4_1 = dot::fine_q4_1;
+        self.fine_q5_0 = dot::fine_q5_0;
+        self.fine_q5_1 = dot::fine_q5_1;
+        self.fine_q8_0 = dot::fine_q8_0;
+        self.fine_q2_k = dot::fine_q2_k;
+        self.fine_q3_k = dot::fine_q3_k;
+        self.fine_q4_k = dot::fine_q4_k;
+        self.fine_q5_k = dot::fine_q5_k;
+        self.fine_q6_k = dot::fine_q6_k;
+        self.pack_q4_0 = pack::q4_0;
+        self.pack_q4_1 = pack::q4_1;
+        self.pack_q5_0 = pack::q5_0;
+        self.pack_q5_1 = pack::q5_1;
+        self.pack_q8_0 = pack::q8_0;
+        self.pack_q2_k = pack::q2_k;
+        self.pack_q3_k = pack::q3_k;
+        self.pack_q4_k = pack::q4_k;
+        self.pack_q5_k = pack::q5_k;
+        self.pack_q6_k = pack::q6_k;
+        self.gemm_multiply = gemm::neon::multiply;
+        self.gemm_multiply_float = gemm::multiply_float;
+        self.quantize_q8 = quantize::q8;
+        self.softmax_exp = softmax::neon::exp;
+        self.act_gelu = act::neon::gelu;
+        self.act_quick_gelu = act::neon::quick_gelu;
+        self.act_silu_gate = act::neon::silu_gate;
+        self.act_set = act::neon::set;
+        self.act_settle = act::neon::settle;
+        self.act_add = act::neon::add_to;
+        self.act_add_scaled = act::neon::add_scaled;
+        self.conv_depthwise = conv::neon::depthwise;
+        self.conv_scratch = conv::depthwise_scratch;
+        self.resample_across = resample::across;
+        self.resample_down = resample::down;
+        self.attend_scores = attend::neon::scores;
+        self.attend_mix = attend::neon::mix;
+        self.attend_fold = attend::neon::fold;
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn take_dotprod(&mut self) {
+        use super::arm::{dot::dotprod as dot, gemm};
+        self.dot_q4_0 = dot::q4_0;
+        self.dot_q4_1 = dot::q4_1;
+        self.dot_q5_0 = dot::q5_0;
+        self.dot_q5_1 = dot::q5_1;
+        self.dot_q8_0 = dot::q8_0;
+        self.dot_q2_k = dot::q2_k;
+        self.dot_q3_k = dot::q3_k;
+        self.dot_q4_k = dot::q4_k;
+        self.dot_q5_k = dot::q5_k;
+        self.dot_q6_k = dot::q6_k;
+        self.fine_q4_0 = dot::fine_q4_0;
+        self.fine_q4_1 = dot::fine_q4_1;
+        self.fine_q5_0 = dot::fine_q5_0;
+        self.fine_q5_1 = dot::fine_q5_1;
+        self.fine_q8_0 = dot::fine_q8_0;
+        self.fine_q2_k = dot::fine_q2_k;
+        self.fine_q3_k = dot::fine_q3_k;
+        self.fine_q4_k = dot::fine_q4_k;
+        self.fine_q5_k = dot::fine_q5_k;
+        self.fine_q6_k = dot::fine_q6_k;
+        self.gemm_multiply = gemm::dotprod::multiply;
     }
 
     fn portable() -> Kernels {

@@ -78,6 +78,8 @@ pub(super) const fn batch(isa: Isa) -> usize {
         Isa::Portable => usize::MAX,
         Isa::Avx2 | Isa::AvxVnni => 4,
         Isa::Avx512 | Isa::Avx512Vnni => 3,
+        // By count of instructions: a panel costs about two dot products of its rows.
+        Isa::Neon | Isa::DotProd | Isa::I8mm => 4,
     }
 }
 /// The same when no weights are quantised: unpacking costs more, and multiplying less.

@@ -389,7 +389,12 @@ impl<'a, T> Disjoint<'a, T> {
             // SAFETY: a hint, which may name any address; every x86-64 processor has it.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(i).cast()) }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a hint, which may name any address.
+        unsafe {
+            std::arch::asm!("prfm pstl1keep, [{0}]", in(reg) self.start.wrapping_add(i), options(nostack, readonly, preserves_flags));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = i;
     }
 

@@ -1,23 +1,16 @@
-//! The kernels for x86-64: siblings of [`super::portable`], file by file and function by function.
+//! The kernels for x86-64 on bytes and codes: siblings of [`super::portable`], file by file and function by function. Those on
+//! numbers alone are in [`super::simd`].
 //!
 //! A file holds up to four modules, `avx2`, `avxvnni`, `avx512` and `vnni`, as [`super::isa::Isa`] names them. Floats use
 //! fused multiply-add throughout, which the portable kernels do not; integer sums are the same everywhere.
 
 #![allow(clippy::needless_range_loop)] // register tiles read best by index
 
-mod vector;
-
-pub mod act;
-pub mod attend;
-pub mod conv;
 pub mod dot;
 pub mod gemm;
-pub mod norm;
 pub mod pack;
 pub mod quantize;
 pub mod resample;
-pub mod rope;
-pub mod softmax;
 
 /// The same number, of which the compiler forgets how it was made: it would otherwise put numbers that are shifted
 /// together in general registers together in vectors, where shuffles are scarce, with false dependencies on top.

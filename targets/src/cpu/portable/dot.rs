@@ -153,6 +153,29 @@ pub(in crate::cpu) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Activations in pieces of eight blocks, codes and sums twice as in [`FineRow`].
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Pieces<'a> {
+    qs: [&'a [[i8; 256]]; 2],
+    d: &'a [[f32; 8]],
+    sums: [&'a [[i16; 16]]; 2],
+}
+
+impl<'a> Pieces<'a> {
+    /// The first `n` pieces.
+    #[inline(always)]
+    pub fn of(x: FineRow<'a>, n: usize) -> Pieces<'a> {
+        Pieces { qs: x.map(|x| &x.qs.as_chunks().0[..n]), d: &x[1].d.as_chunks().0[..n], sums: x.map(|x| &x.sums.as_chunks().0[..n]) }
+    }
+
+    /// Codes, scales and sums of piece `i`.
+    #[inline(always)]
+    #[allow(clippy::type_complexity)] // arrays of eight blocks
+    pub fn at(&self, i: usize) -> ([&'a [i8; 256]; 2], &'a [f32; 8], [&'a [i16; 16]; 2]) {
+        ([&self.qs[0][i], &self.qs[1][i]], &self.d[i], [&self.sums[0][i], &self.sums[1][i]])
+    }
+}
+
 /// The lanes less their minima, added one after another.
 #[inline(always)]
 pub(in crate::cpu) fn sum_without(lanes: &[f32; LANES], minima: &[f32; LANES]) -> f32 {

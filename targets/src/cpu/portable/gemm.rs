@@ -90,6 +90,55 @@ pub struct Batch<'a> {
     pub rows: usize,
 }
 
+/// Operands of a tile of a batch: pointers to its first row and first panel.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Tile {
+    pub qs: *const i8,
+    pub d: *const f32,
+    pub aux: *const i32,
+    pub codes: *const u8,
+    pub s: *const f32,
+    pub m: *const f32,
+    pub blocks: usize,
+    pub out: *mut f32,
+    pub stride: usize,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Tile {
+    /// The tile that starts at `row` and `panel`.
+    pub fn at(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize, row: usize, panel: usize) -> Tile {
+        let (n, groups) = (w.blocks, w.kind.groups());
+        let minima = if w.kind.min { panel * n * groups * PANEL } else { 0 };
+        Tile {
+            qs: x.qs[row * n * if x.fine { 64 } else { 32 }..].as_ptr(),
+            d: x.d[row * n..].as_ptr(),
+            aux: x.aux[row * n * groups..].as_ptr(),
+            codes: w.codes[panel * n * PANEL_BLOCK..].as_ptr(),
+            s: w.s[panel * n * groups * PANEL..].as_ptr(),
+            m: w.m[minima..].as_ptr(),
+            blocks: n,
+            out: out[row * stride + panel * PANEL..].as_mut_ptr(),
+            stride,
+        }
+    }
+
+    /// The same without its first block of activations in `terms` terms, with `groups` scales.
+    #[inline(always)]
+    pub fn next(self, terms: usize, groups: usize) -> Tile {
+        Tile {
+            qs: self.qs.wrapping_add(32 * terms),
+            d: self.d.wrapping_add(1),
+            aux: self.aux.wrapping_add(groups),
+            codes: self.codes.wrapping_add(PANEL_BLOCK),
+            s: self.s.wrapping_add(groups * PANEL),
+            m: self.m.wrapping_add(groups * PANEL),
+            ..self
+        }
+    }
+}
+
 /// Unpacks up to 16 rows of `w` (whole rows, `rows` of them) into one panel; missing rows become zeros.
 ///
 /// `codes`, `s`, `m` as in [`Panels`], of one panel.

@@ -1,12 +1,12 @@
-//! Dot products of one weight row with one activation row: AVX2, AVX-VNNI, AVX-512 and AVX-512 VNNI.
+//! Dot products of one weight row with one activation row: AVX2, AVX-VNNI and AVX-512 VNNI.
 //!
 //! Siblings of `portable/dot.rs`: integer sums match it exactly, blocks are added in its order, and products and sums
 //! of floats are rounded together.
 
 use sphinx_quant::block::{BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0};
 
-use crate::cpu::portable::dot::{LANES, rest, sum, sum_without};
-use crate::cpu::portable::unpack::{Codes, half, q3_k_scales};
+use crate::cpu::portable::dot::{LANES, Pieces, rest, sum, sum_without};
+use crate::cpu::portable::unpack::{Codes, q3_k_scales};
 use crate::cpu::q8::{FineRow, Q8Row};
 use crate::cpu::x86::opaque;
 
@@ -34,67 +34,6 @@ macro_rules! coarse_and_fine {
             }
         }
     )*};
-}
-
-/// Activations in pieces of eight blocks, codes and sums twice as in [`FineRow`].
-#[derive(Clone, Copy)]
-struct Pieces<'a> {
-    qs: [&'a [[i8; 256]]; 2],
-    d: &'a [[f32; 8]],
-    sums: [&'a [[i16; 16]]; 2],
-}
-
-impl<'a> Pieces<'a> {
-    /// The first `n` pieces.
-    #[inline(always)]
-    fn of(x: FineRow<'a>, n: usize) -> Pieces<'a> {
-        Pieces { qs: x.map(|x| &x.qs.as_chunks().0[..n]), d: &x[1].d.as_chunks().0[..n], sums: x.map(|x| &x.sums.as_chunks().0[..n]) }
-    }
-
-    /// Codes, scales and sums of piece `i`.
-    #[inline(always)]
-    fn at(&self, i: usize) -> ([&'a [i8; 256]; 2], &'a [f32; 8], [&'a [i16; 16]; 2]) {
-        ([&self.qs[0][i], &self.qs[1][i]], &self.d[i], [&self.sums[0][i], &self.sums[1][i]])
-    }
-}
-
-/// Float rows: 32 lanes in registers, whatever is left over lane by lane.
-macro_rules! floats {
-    ($features:literal, $vector:ident: $($name:ident: $w:ty, $load:expr, $one:expr;)*) => {$(
-        /// See [`crate::cpu::portable::dot`].
-        #[target_feature(enable = $features)]
-        pub fn $name(w: &[$w], x: &[f32]) -> f32 {
-            use crate::cpu::x86::vector::$vector::*;
-            const VECTORS: usize = 32 / N;
-            let mut sums = [splat(0.0); VECTORS];
-            let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
-            for (w, x) in w.iter().zip(x) {
-                let (w, x) = (w.as_chunks::<N>().0, x.as_chunks::<N>().0);
-                for i in 0..VECTORS {
-                    sums[i] = fma($load(&w[i]), load(&x[i]), sums[i]);
-                }
-            }
-            let mut lanes = [0f32; 32];
-            for (lanes, sums) in lanes.as_chunks_mut::<N>().0.iter_mut().zip(sums) {
-                store(lanes, sums);
-            }
-            for (lane, (&w, &x)) in lanes.iter_mut().zip(w_rest.iter().zip(x_rest)) {
-                *lane = $one(w).mul_add(x, *lane);
-            }
-            sum(&lanes)
-        }
-    )*};
-}
-
-/// Half-precision numbers as bits, for vector loads.
-#[inline(always)]
-fn bits<const N: usize>(w: &[::half::f16; N]) -> &[u16; N] {
-    bytemuck::cast_ref(w)
-}
-
-#[inline(always)]
-fn brain_bits<const N: usize>(w: &[::half::bf16; N]) -> &[u16; N] {
-    bytemuck::cast_ref(w)
 }
 
 /// The formats with blocks of 32 nibbles on 256-bit vectors, from the module's `products`: `$codes` makes a block's
@@ -357,13 +296,6 @@ pub mod avx2 {
 
     use super::*;
 
-    floats!("avx2,fma,f16c", avx2:
-        f32: f32, load, |w: f32| w;
-        f16: ::half::f16, |w| load_half(bits(w)), |w: ::half::f16| half(w.to_bits());
-        bf16: ::half::bf16, |w| load_brain(brain_bits(w)),
-            |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
-    );
-
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn load32<T>(x: &[T]) -> __m256i {
@@ -593,17 +525,6 @@ pub mod avxvnni {
     }
 
     dots!("avx2,fma,f16c,avxvnni");
-}
-
-pub mod avx512 {
-    use super::*;
-
-    floats!("avx512f,avx512bw,avx512vl,avx512dq", avx512:
-        f32: f32, load, |w: f32| w;
-        f16: ::half::f16, |w| load_half(bits(w)), |w: ::half::f16| half(w.to_bits());
-        bf16: ::half::bf16, |w| load_brain(brain_bits(w)),
-            |w: ::half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16);
-    );
 }
 
 pub mod vnni {

@@ -4,55 +4,8 @@
 //! products of `dot.rs`, with the same roundings, so that a row alone and a row of a batch come out equal.
 
 use crate::cpu::portable::dot::{FLOAT_LANES, LANES};
-use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, lane, place};
+use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, Tile, lane, place};
 use crate::cpu::portable::unpack::Codes;
-
-/// Operands of a tile of a batch: pointers to its first row and first panel.
-#[derive(Clone, Copy)]
-struct Tile {
-    qs: *const i8,
-    d: *const f32,
-    aux: *const i32,
-    codes: *const u8,
-    s: *const f32,
-    m: *const f32,
-    blocks: usize,
-    out: *mut f32,
-    stride: usize,
-}
-
-impl Tile {
-    /// The tile that starts at `row` and `panel`.
-    fn at(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize, row: usize, panel: usize) -> Tile {
-        let (n, groups) = (w.blocks, w.kind.groups());
-        let minima = if w.kind.min { panel * n * groups * PANEL } else { 0 };
-        Tile {
-            qs: x.qs[row * n * if x.fine { 64 } else { 32 }..].as_ptr(),
-            d: x.d[row * n..].as_ptr(),
-            aux: x.aux[row * n * groups..].as_ptr(),
-            codes: w.codes[panel * n * PANEL_BLOCK..].as_ptr(),
-            s: w.s[panel * n * groups * PANEL..].as_ptr(),
-            m: w.m[minima..].as_ptr(),
-            blocks: n,
-            out: out[row * stride + panel * PANEL..].as_mut_ptr(),
-            stride,
-        }
-    }
-
-    /// The same without its first block of activations in `terms` terms, with `groups` scales.
-    #[inline(always)]
-    fn next(self, terms: usize, groups: usize) -> Tile {
-        Tile {
-            qs: self.qs.wrapping_add(32 * terms),
-            d: self.d.wrapping_add(1),
-            aux: self.aux.wrapping_add(groups),
-            codes: self.codes.wrapping_add(PANEL_BLOCK),
-            s: self.s.wrapping_add(groups * PANEL),
-            m: self.m.wrapping_add(groups * PANEL),
-            ..self
-        }
-    }
-}
 
 /// Asks for the share of the panel behind `w` that comes with activation block `b`. A panel's rows are more streams
 /// than a processor foresees, and short ones; but the next panel follows in memory. Asking for more at once stalls.

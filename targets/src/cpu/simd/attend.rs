@@ -1,10 +1,11 @@
-//! The products of attention: AVX2 and AVX-512. Siblings of `portable/attend.rs`, adding up in its order.
+//! The products of attention: AVX2, AVX-512 and NEON. Siblings of `portable/attend.rs`, adding up in its order.
 //!
 //! A pass multiplies a few queries with a few vectors of keys or values, all sums in registers. Where several passes
 //! need the same keys or values of fewer bytes, these are widened once, into scratch that stays in the first cache.
 
 use crate::cpu::portable::attend::{Keys, ROOM, Share, TILE, Values};
 use crate::cpu::portable::unpack::half;
+use crate::cpu::simd::prefetch;
 
 macro_rules! kernels {
     (
@@ -15,10 +16,8 @@ macro_rules! kernels {
     ) => {
         #[allow(clippy::modulo_one)] // a tile is one vector of 512 bits
         pub mod $name {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
             use super::*;
-            use crate::cpu::x86::{softmax::$name::exp2, vector::$name::*};
+            use crate::cpu::simd::{softmax::$name::exp2, vector::$name::*};
 
             /// Vectors of a key tile.
             const TILE_VECTORS: usize = TILE / N;
@@ -86,8 +85,7 @@ macro_rules! kernels {
             /// Has the cache line of an element that is read soon fetched, if there is such an element.
             #[inline(always)]
             fn fetch<T>(x: &[T], at: usize) {
-                // SAFETY: fetching ahead of a read is no access: any address will do.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast()) };
+                prefetch(x.as_ptr().wrapping_add(at));
             }
 
             /// All queries with the keys of some tiles. Keys share a scale in blocks of `block` channels, `scale` being
@@ -380,15 +378,24 @@ macro_rules! kernels {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 kernels!(
     avx2, "avx2,fma,f16c",
     scores: [6 x 2, 4 x 2, 2 x 4, 1 x 4], mix: [6, 2, 1], vectors: 2, sums: 12, few: 4
 );
+#[cfg(target_arch = "x86_64")]
 kernels!(
     avx512, "avx512f,avx512bw,avx512vl,avx512dq",
     scores: [12 x 2, 8 x 2, 4 x 4, 2 x 4, 1 x 4], mix: [8, 6, 4, 2, 1], vectors: 4, sums: 24, few: 8
 );
 
+#[cfg(target_arch = "aarch64")]
+kernels!(
+    neon, "neon",
+    scores: [6 x 2, 4 x 2, 2 x 4, 1 x 4], mix: [6, 2, 1], vectors: 2, sums: 12, few: 4
+);
+
+#[cfg(target_arch = "x86_64")]
 pub mod turned {
     use std::arch::x86_64::*;
 

@@ -1,6 +1,6 @@
-//! Activation functions, in place: AVX2 and AVX-512.
+//! Activation functions, in place: AVX2, AVX-512 and NEON.
 //!
-//! Siblings of `portable/act.rs`, with polynomials for `exp` and, for AVX2, `erfc` of relative errors below 1e-6; gelu's
+//! Siblings of `portable/act.rs`, with polynomials for `exp` and, but for AVX-512, `erfc` of relative errors below 1e-6; gelu's
 //! far tail (below about −5), where its value is next to nothing, is less exact than that. AVX-512 has gelu from a table of
 //! polynomials in registers, with an error below 3e-7: half as many steps, and no division.
 
@@ -31,6 +31,7 @@ const EXP: [f32; 6] = [0.00019890980911441147, 0.0013933641603216529, 0.00833331
 /// a polynomial in `2.75 · x − i`, within ±0.5, the highest first.
 ///
 /// Source: `targets/fits/activations.py`.
+#[cfg(target_arch = "x86_64")]
 #[allow(clippy::excessive_precision)] // as printed there
 const TAIL: [[f32; 16]; 5] = [
     [
@@ -133,10 +134,10 @@ const LN_2_LOW: f32 = -2.121_944_4e-4;
 macro_rules! kernels {
     ($name:ident, $features:literal, $gelus:item) => {
         pub mod $name {
-            #[allow(unused_imports)] // tails are for one of them
-            use super::{ERFC, EXP, LN_2_HIGH, LN_2_LOW, TAIL};
+            #[allow(unused_imports)] // of the ways to gelu
+            use super::*;
             use crate::cpu::portable::act;
-            use crate::cpu::x86::vector::$name::*;
+            use crate::cpu::simd::vector::$name::*;
 
             /// `exp` of several vectors at a time, so that one's delays are another's work; what overflows becomes
             /// 2·10³⁸ and what vanishes 10⁻³⁸. NaN stays.
@@ -243,7 +244,10 @@ macro_rules! kernels {
             /// See [`crate::cpu::portable::act::settle`].
             #[target_feature(enable = $features)]
             pub fn settle() {
+                #[cfg(target_arch = "x86_64")]
                 std::arch::x86_64::_mm_sfence();
+                #[cfg(not(target_arch = "x86_64"))]
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             }
 
             /// See [`crate::cpu::portable::act::add`].
@@ -260,33 +264,43 @@ macro_rules! kernels {
         }
     };
 }
-kernels!(
-    avx2,
-    "avx2,fma,f16c",
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn gelus<const U: usize>(x: [V; U]) -> [V; U] {
-        let z = x.map(|x| mul(abs(x), splat(std::f32::consts::FRAC_1_SQRT_2)));
-        let t = z.map(|z| div(splat(1.0), fma(z, splat(0.5), splat(1.0))));
-        let mut p = [splat(ERFC[0]); U];
-        for &c in &ERFC[1..] {
-            for i in 0..U {
-                p[i] = fma(p[i], t[i], splat(c));
+/// The kernels with gelu from `erfc`, where there are no tables in registers.
+macro_rules! erfc_kernels {
+    ($name:ident, $features:literal) => {
+        kernels!(
+            $name,
+            $features,
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn gelus<const U: usize>(x: [V; U]) -> [V; U] {
+                let z = x.map(|x| mul(abs(x), splat(std::f32::consts::FRAC_1_SQRT_2)));
+                let t = z.map(|z| div(splat(1.0), fma(z, splat(0.5), splat(1.0))));
+                let mut p = [splat(ERFC[0]); U];
+                for &c in &ERFC[1..] {
+                    for i in 0..U {
+                        p[i] = fma(p[i], t[i], splat(c));
+                    }
+                }
+                for i in 0..U {
+                    p[i] = fma(sub(splat(0.0), z[i]), z[i], p[i]);
+                }
+                let mut y = exp(p);
+                for i in 0..U {
+                    let half_erfc = mul(mul(t[i], splat(0.5)), y[i]);
+                    // x · (1 − erfc/2) for positive x, x · erfc/2 for negative.
+                    let side = add(with_sign(splat(0.5), x[i]), splat(0.5));
+                    y[i] = mul(x[i], sub(side, with_sign(half_erfc, x[i])));
+                }
+                y
             }
-        }
-        for i in 0..U {
-            p[i] = fma(sub(splat(0.0), z[i]), z[i], p[i]);
-        }
-        let mut y = exp(p);
-        for i in 0..U {
-            let half_erfc = mul(mul(t[i], splat(0.5)), y[i]);
-            // x · (1 − erfc/2) for positive x, x · erfc/2 for negative.
-            let side = add(with_sign(splat(0.5), x[i]), splat(0.5));
-            y[i] = mul(x[i], sub(side, with_sign(half_erfc, x[i])));
-        }
-        y
-    }
-);
+        );
+    };
+}
+#[cfg(target_arch = "x86_64")]
+erfc_kernels!(avx2, "avx2,fma,f16c");
+#[cfg(target_arch = "aarch64")]
+erfc_kernels!(neon, "neon");
+#[cfg(target_arch = "x86_64")]
 kernels!(
     avx512,
     "avx512f,avx512bw,avx512vl,avx512dq",

@@ -1,4 +1,4 @@
-//! Softmax of rows of scores: AVX2 and AVX-512. Siblings of `portable/softmax.rs`.
+//! Softmax of rows of scores: AVX2, AVX-512 and NEON. Siblings of `portable/softmax.rs`.
 
 /// `2^r = 1 + r · P(r)` for `|r| ≤ 1/2`: the coefficients of P, the highest first.
 ///
@@ -11,7 +11,7 @@ macro_rules! kernels {
     ($name:ident, $features:literal) => {
         pub mod $name {
             use super::EXP2;
-            use crate::cpu::x86::vector::$name::*;
+            use crate::cpu::simd::vector::$name::*;
 
             /// `2^x` of several vectors at a time for `x ≤ 0`, exactly 1 for 0; what vanishes becomes 10⁻³⁸. NaN stays.
             #[inline]
@@ -96,5 +96,9 @@ macro_rules! kernels {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 kernels!(avx2, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
 kernels!(avx512, "avx512f,avx512bw,avx512vl,avx512dq");
+#[cfg(target_arch = "aarch64")]
+kernels!(neon, "neon");

@@ -1,4 +1,4 @@
-//! Depthwise convolution, channels last: AVX2 and AVX-512. Siblings of `portable/conv.rs`.
+//! Depthwise convolution, channels last: AVX2, AVX-512 and NEON. Siblings of `portable/conv.rs`.
 //!
 //! Strips of channels, one vector wide, of a band of rows are copied to compact scratch with their zero border, so that
 //! the loops over taps read neighbouring memory and know no edges. Several strips are copied together, whose channels
@@ -33,7 +33,7 @@ macro_rules! kernels {
     ($name:ident, $features:literal, across $across:literal) => {
         pub mod $name {
             use super::*;
-            use crate::cpu::x86::vector::$name::*;
+            use crate::cpu::simd::vector::$name::*;
 
             /// Vectors of a row of outputs that fit in registers with those of the row below.
             const A: usize = $across;
@@ -170,5 +170,10 @@ macro_rules! kernels {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 kernels!(avx2, "avx2,fma,f16c", across 4);
+#[cfg(target_arch = "x86_64")]
 kernels!(avx512, "avx512f,avx512bw,avx512vl,avx512dq", across 8);
+// Registers of 128 bits are 32, in pairs half as many.
+#[cfg(target_arch = "aarch64")]
+kernels!(neon, "neon", across 4);

@@ -1,9 +1,10 @@
-//! Vectors of `f32` under the same names for 256 and 512 bits, so that a kernel is written once for both.
+//! Vectors of `f32` under the same names for 256 and 512 bits and pairs of 128, so that a kernel is written once for all.
 //!
 //! Functions here are safe inside functions compiled for the same features. Loads and stores take arrays, whose
 //! type says that the elements are there.
 
 /// 8 numbers.
+#[cfg(target_arch = "x86_64")]
 pub mod avx2 {
     use std::arch::x86_64::*;
 
@@ -151,6 +152,7 @@ pub mod avx2 {
 }
 
 /// 16 numbers.
+#[cfg(target_arch = "x86_64")]
 pub mod avx512 {
     use std::arch::x86_64::*;
 
@@ -279,5 +281,184 @@ pub mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     pub fn total(v: V) -> f32 {
         _mm512_reduce_add_ps(v)
+    }
+}
+
+/// 8 numbers, in two registers of 4: as many of these as AVX2 has registers.
+#[cfg(target_arch = "aarch64")]
+pub mod neon {
+    use std::arch::aarch64::*;
+
+    /// Numbers of a vector.
+    pub const N: usize = 8;
+    /// A vector.
+    pub type V = float32x4x2_t;
+
+    /// What `f` makes of the halves of `a`.
+    #[inline(always)]
+    fn each(a: V, f: impl Fn(float32x4_t) -> float32x4_t) -> V {
+        float32x4x2_t(f(a.0), f(a.1))
+    }
+
+    /// What `f` makes of the halves of `a` and `b`.
+    #[inline(always)]
+    fn both(a: V, b: V, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> V {
+        float32x4x2_t(f(a.0, b.0), f(a.1, b.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn splat(x: f32) -> V {
+        let v = vdupq_n_f32(x);
+        float32x4x2_t(v, v)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn load(x: &[f32; N]) -> V {
+        // SAFETY: the array holds the 8 numbers read here.
+        unsafe { float32x4x2_t(vld1q_f32(x.as_ptr()), vld1q_f32(x.as_ptr().add(4))) }
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn store(x: &mut [f32; N], v: V) {
+        // SAFETY: the array holds the 8 numbers written here.
+        unsafe {
+            vst1q_f32(x.as_mut_ptr(), v.0);
+            vst1q_f32(x.as_mut_ptr().add(4), v.1);
+        }
+    }
+    /// Past the caches, as far as the processor cares.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn store_past(x: &mut [f32; N], v: V) {
+        // SAFETY: the array holds the 32 bytes written here; `settle` follows before others read.
+        unsafe {
+            std::arch::asm!("stnp {0:q}, {1:q}, [{2}]", in(vreg) v.0, in(vreg) v.1, in(reg) x.as_mut_ptr(), options(nostack, preserves_flags))
+        }
+    }
+    /// Half-precision numbers, widened.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn load_half(x: &[u16; N]) -> V {
+        // SAFETY: the array holds the 16 bytes read here.
+        widened(unsafe { vld1q_u16(x.as_ptr()) })
+    }
+    /// Half-precision numbers, widened: the intrinsics for it are not stable, the instructions are of the first NEON.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn widened(halves: uint16x8_t) -> V {
+        let (low, high): (float32x4_t, float32x4_t);
+        // SAFETY: instructions on registers that every processor with NEON has.
+        unsafe {
+            std::arch::asm!(
+                "fcvtl {low:v}.4s, {halves:v}.4h",
+                "fcvtl2 {high:v}.4s, {halves:v}.8h",
+                halves = in(vreg) halves, low = out(vreg) low, high = lateout(vreg) high,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        float32x4x2_t(low, high)
+    }
+    /// bfloat16 numbers, widened.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn load_brain(x: &[u16; N]) -> V {
+        // SAFETY: the array holds the 16 bytes read here.
+        let bits = unsafe { vld1q_u16(x.as_ptr()) };
+        let (low, high) = (vshll_n_u16::<16>(vget_low_u16(bits)), vshll_high_n_u16::<16>(bits));
+        float32x4x2_t(vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high))
+    }
+    /// Small integers, converted.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn load_i8(x: &[i8; N]) -> V {
+        // SAFETY: the array holds the 8 bytes read here.
+        let x = vmovl_s8(unsafe { vld1_s8(x.as_ptr()) });
+        float32x4x2_t(vcvtq_f32_s32(vmovl_s16(vget_low_s16(x))), vcvtq_f32_s32(vmovl_high_s16(x)))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn add(a: V, b: V) -> V {
+        both(a, b, |a, b| vaddq_f32(a, b))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn sub(a: V, b: V) -> V {
+        both(a, b, |a, b| vsubq_f32(a, b))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn mul(a: V, b: V) -> V {
+        both(a, b, |a, b| vmulq_f32(a, b))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn div(a: V, b: V) -> V {
+        both(a, b, |a, b| vdivq_f32(a, b))
+    }
+    /// `1 / a` within 2⁻²³, for positive numbers.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn reciprocal(a: V) -> V {
+        div(splat(1.0), a)
+    }
+    /// `a · b + c`, rounded once.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn fma(a: V, b: V, c: V) -> V {
+        float32x4x2_t(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn max(a: V, b: V) -> V {
+        both(a, b, |a, b| vmaxq_f32(a, b))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn min(a: V, b: V) -> V {
+        both(a, b, |a, b| vminq_f32(a, b))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn abs(a: V) -> V {
+        each(a, |a| vabsq_f32(a))
+    }
+    /// The magnitude of `a` with the sign of `b`.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn with_sign(a: V, b: V) -> V {
+        let sign = vdupq_n_u32(0x8000_0000);
+        both(a, b, |a, b| vbslq_f32(sign, b, a))
+    }
+    /// The nearest whole numbers, ties to even.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn round(a: V) -> V {
+        each(a, |a| vrndnq_f32(a))
+    }
+    /// `a · 2^n` for whole `n` in −126..=127.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn scale_by_power(a: V, n: V) -> V {
+        let power = |n| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127))));
+        both(a, n, |a, n| vmulq_f32(a, power(n)))
+    }
+    /// A half-precision number everywhere, widened.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn splat_half(x: u16) -> V {
+        widened(vdupq_n_u16(x))
+    }
+    /// The greatest number.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn greatest(v: V) -> f32 {
+        vmaxvq_f32(vmaxq_f32(v.0, v.1))
+    }
+    /// The sum of the numbers, in pairs.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub fn total(v: V) -> f32 {
+        vaddvq_f32(vaddq_f32(v.0, v.1))
     }
 }
