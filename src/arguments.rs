@@ -122,8 +122,9 @@ pub struct ModelArgs {
     /// The vision half, if it is elsewhere.
     #[arg(long, value_name = "FILE")]
     pub mmproj: Option<PathBuf>,
-    /// What computes.
-    #[arg(long, value_enum, default_value = "cpu")]
+    /// What computes: cpu (our kernels), candle-cpu (to check results with), cuda or cuda:N, metal. `sphinx doctor` says which
+    /// of them this program can use here.
+    #[arg(long, default_value = "cpu")]
     pub device: Device,
     /// Threads; default: the cores this process may use.
     #[arg(long, value_parser = threads)]

@@ -682,6 +682,11 @@ fn a_mixture_answers_within_a_budget_and_leaves_a_trace() {
         serde_json::from_str::<Value>(trace.lines().next().expect("a line")).expect("JSON")["layers"].as_u64().expect("a number");
     // A warm-up and two repetitions, each a prompt and six tokens.
     assert_eq!(trace.lines().count() as u64, 1 + 3 * 7 * layers);
+    // On a device that copies weights, what is dropped from the cache is dropped there too.
+    if cfg!(feature = "candle") {
+        let on_candle = |more: &[&str]| run(&[&["--device", "candle-cpu"], more].concat())["tokens"].clone();
+        assert_eq!(on_candle(&["--expert-cache", "96K"]), on_candle(&[]));
+    }
     // Experts that lie in the map are read by the system, which does not say how.
     let out = desk.json(&quick);
     assert!(out["experts"]["cache_bytes"].is_null() && out["experts"]["hits"].is_null() && !out["experts"].is_null());

@@ -74,7 +74,7 @@ impl Desk {
     fn sphinx<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
         let mut command = if cfg!(target_os = "linux") {
             let mut sh = Command::new("sh");
-            sh.args(["-c", "ulimit -v 716800; exec \"$0\" \"$@\""]).arg(cargo_bin!("sphinx"));
+            sh.args(["-c", "ulimit -v 716800; exec \"$0\" \"$@\""]).args(support::command_line(cargo_bin!("sphinx")));
             sh
         } else {
             Command::new(cargo_bin!("sphinx"))
@@ -652,7 +652,7 @@ fn a_limit_on_file_sizes_is_no_signal() {
     let desk = Desk::new();
     let limited = |args: &[&dyn AsRef<OsStr>]| {
         let mut sh = Command::new("sh");
-        sh.args(["-c", "ulimit -f 20; exec \"$0\" \"$@\""]).arg(cargo_bin!("sphinx"));
+        sh.args(["-c", "ulimit -f 20; exec \"$0\" \"$@\""]).args(support::command_line(cargo_bin!("sphinx")));
         sh.args(self::args(args)).current_dir(desk.0.path()).env_remove("RUST_BACKTRACE");
         let out = finish(sh);
         let stderr = String::from_utf8_lossy(&out.stderr).into_owned();

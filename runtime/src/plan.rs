@@ -256,7 +256,7 @@ fn picture_bytes(params: &VisionParams, fine: bool) -> u64 {
     // The square as bytes and as numbers, its views, a picture of ordinary size before it is cut up.
     let inputs: u64 = params.encoders.iter().map(|e| if let Encoder::ConvNext(n) = e { n.input } else { 0 } as u64).max().unwrap_or(0);
     let pixels = 12 * views * ((params.vit.input as u64).pow(2) + inputs.pow(2));
-    towers + pixels + (8 << 20)
+    towers + pixels + (16 << 20)
 }
 
 /// Bytes of an encoder's file.

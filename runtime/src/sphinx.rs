@@ -150,8 +150,9 @@ impl<T: Target> Sphinx<T> {
         if options.memory.is_some() {
             tracing::warn!("a budget is kept by the cpu device alone; here all weights are copied");
         }
-        let plan = priced.plan(&Wish { memory: Some(u64::MAX), expert_cache: None, ..wish })?;
-        Ok(Plan { budget_given: false, ..plan })
+        // Experts that are streamed are copied to the device as they come, and dropped there with the cache's entry.
+        let plan = priced.plan(&Wish { memory: Some(u64::MAX), ..wish })?;
+        Ok(Plan { budget_given: false, encoders_streamed: false, resident_layers: source.params().layers, ahead: true, ..plan })
     }
 
     /// How the model is held in memory.

@@ -8,9 +8,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::arguments::DoctorArgs;
+use crate::device::{self, Device};
 use crate::failure::{Failure, shown};
 use crate::output::say;
-use crate::{device, table};
+use crate::table;
 
 /// Bytes of the whole pair at Q4_K_M with Q8_0 encoders, and of the key/value cache at 4096 positions (f16).
 const MEMBERS: [(&str, u64, u64); 4] = [
@@ -36,18 +37,30 @@ pub fn run(args: DoctorArgs) -> Result<()> {
             json!({ "member": name, "needs_bytes": need, "fits": available.map(|a| need <= a) })
         })
         .collect();
+    let devices: Vec<(Device, &str, Result<(), String>)> = Device::ALL.into_iter().map(|(d, what)| (d, what, d.usable())).collect();
+    // GPUs are there to be asked for: what has been measured is the processor.
+    let chosen =
+        json!({ "device": "cpu", "why": format!("the default of --device; {} kernels are the best this processor has", target.isa()) });
     if args.json {
         let report = json!({
             "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "features": features, "isa": target.isa().name(), "threads": target.threads(),
             "memory_bytes": memory.map(|m| m.0), "memory_available_bytes": available, "memory_read_gb_per_s": read,
             "disk": { "path": args.disk, "free_bytes": free, "write_mb_per_s": disk.0, "read_mb_per_s": disk.1 },
-            "members": fits,
+            "members": fits, "target": chosen,
+            "devices": devices.iter().map(|(d, what, usable)| json!({
+                "device": d.name(), "what": what, "usable": usable.is_ok(), "why_not": usable.as_ref().err(),
+            })).collect::<Value>(),
         });
         return say!("{report}");
     }
     say!("sphinx {}", env!("CARGO_PKG_VERSION"))?;
     say!("processor  {cpu}: {}", features.join(" "))?;
     say!("kernels    {} on {} threads (SPHINX_ISA caps the set)", target.isa().name(), target.threads())?;
+    say!("target     {}: {}", chosen["device"].as_str().unwrap_or_default(), chosen["why"].as_str().unwrap_or_default())?;
+    for (device, what, usable) in &devices {
+        let state = usable.as_ref().map_or_else(|why| format!("no: {why}"), |()| (*what).to_owned());
+        say!("           --device {:<10} {state}", device.name())?;
+    }
     if let Some((total, available)) = memory {
         say!("memory     {} of {} available, read at {read:.1} GB/s", table::bytes(available), table::bytes(total))?;
     }

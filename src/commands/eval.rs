@@ -50,10 +50,14 @@ impl Contestant {
 }
 
 pub fn run(args: EvalArgs, no_progress: bool) -> Result<()> {
-    match args.model.device {
+    let device = args.model.device;
+    device.check()?;
+    match device {
         Device::Cpu => on(&args, no_progress, || device::cpu(args.model.threads)),
         #[cfg(feature = "candle")]
-        Device::CandleCpu => on(&args, no_progress, || Ok(sphinx_targets::candle::CandleTarget::cpu()?)),
+        _ => on(&args, no_progress, || device.candle()),
+        #[cfg(not(feature = "candle"))]
+        _ => unreachable!("a device that was not built is refused"),
     }
 }
 

@@ -47,6 +47,24 @@ impl CandleTarget {
         Ok(CandleTarget::on(Device::Cpu))
     }
 
+    /// On the NVIDIA GPU of number `ordinal`. The crate is built with feature `cuda` for it.
+    ///
+    /// # Errors
+    /// Without a driver, or without such a GPU.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<CandleTarget> {
+        Ok(CandleTarget::on(Device::new_cuda(ordinal)?))
+    }
+
+    /// On the GPU of an Apple machine. The crate is built with feature `metal` for it.
+    ///
+    /// # Errors
+    /// Without such a GPU.
+    #[cfg(feature = "metal")]
+    pub fn metal() -> Result<CandleTarget> {
+        Ok(CandleTarget::on(Device::new_metal(0)?))
+    }
+
     /// On `device`, which candle was built for.
     pub fn on(device: Device) -> CandleTarget {
         CandleTarget { device, quantized_matmul: false }

@@ -9,6 +9,13 @@ use sphinx_convert::variant::PadAnchor;
 use sphinx_convert::{ConvertOptions, Progress, QuantizeOptions};
 use sphinx_quant::recipe::Recipe;
 
+/// What runs the built program `binary`: itself, or, for a foreign processor, an emulator before it, as cargo is told to run tests.
+pub fn command_line(binary: &Path) -> Vec<std::ffi::OsString> {
+    let runner = format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
+    let runner = std::env::var(runner).unwrap_or_default();
+    runner.split_whitespace().map(Into::into).chain([binary.into()]).collect()
+}
+
 /// The repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

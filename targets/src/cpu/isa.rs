@@ -170,5 +170,6 @@ mod tests {
         }
         assert_eq!(Isa::best(Some(Isa::Portable)), Isa::Portable);
         assert_eq!(Some(Isa::best(None)), Isa::supported().last());
+        println!("kernels here: {}", Isa::supported().map(Isa::name).collect::<Vec<_>>().join(", "));
     }
 }
