@@ -21,6 +21,22 @@ bench NAME *ARGS:
 instructions *ARGS:
     cargo test -p sphinx-runtime --no-default-features --test instructions -- {{ARGS}}
 
+# The kernels, recorded activations and hostile files on three kinds of emulated aarch64 processor (Debian on x86-64).
+arm:
+    .ci/arm
+
+# A static binary for aarch64, and its demo under emulation.
+arm-static:
+    .ci/arm static
+
+# Type-checks for Apple Silicon, with Metal too, where there is no such machine.
+apple:
+    .ci/apple
+
+# Compiles and links the CUDA build where there is no GPU.
+cuda-check:
+    .ci/cuda
+
 # One fuzz target for some minutes: `just fuzz gguf_read 180`.
 fuzz TARGET SECONDS="180":
     cd {{ if TARGET == "gguf_read" { "quant" } else { "convert" } }} && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}

@@ -73,8 +73,11 @@ impl Desk {
     /// `sphinx ARGS` here. On Linux with an address space of 700 MiB: what a file merely declares is never allocated.
     fn sphinx<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
         let mut command = if cfg!(target_os = "linux") {
+            let line = support::command_line(cargo_bin!("sphinx"));
+            // An emulator has memory of its own.
+            let limit = if line.len() > 1 { 1_433_600 } else { 716_800 };
             let mut sh = Command::new("sh");
-            sh.args(["-c", "ulimit -v 716800; exec \"$0\" \"$@\""]).args(support::command_line(cargo_bin!("sphinx")));
+            sh.arg("-c").arg(format!("ulimit -v {limit}; exec \"$0\" \"$@\"")).args(line);
             sh
         } else {
             Command::new(cargo_bin!("sphinx"))

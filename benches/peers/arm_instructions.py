@@ -4,7 +4,8 @@
     python arm_instructions.py dump.s [dump.s …] [--only REGEX]
 
 No clock is involved: a processor may run several instructions in a cycle, and some take longer than others. Of each function the loop
-is taken that has most byte products among those without another such loop inside. `sdot` makes 16 products, `smmla` 32, `smull`,
+is taken that has most byte products among those without another such loop inside; `around` are the instructions of the loop around it that
+are not its own, which run once while it runs a few times. `sdot` makes 16 products, `smmla` 32, `smull`,
 `smlal` and their second halves 8.
 """
 
@@ -35,7 +36,7 @@ def products(op, arguments):
 
 
 def loops(lines):
-    """Innermost loops with products: `(instructions, products, loads, calls)`."""
+    """Innermost loops with products: `(instructions, products, loads, calls, instructions around)`."""
     place = {address: i for i, (address, _, _) in enumerate(lines)}
     found = []
     for i, (address, op, arguments) in enumerate(lines):
@@ -48,8 +49,9 @@ def loops(lines):
     inner = [(a, b) for a, b in found if not any((c, d) != (a, b) and a <= c and d <= b for c, d in found)]
     for a, b in inner:
         body = lines[a : b + 1]
+        outer = [d - c + 1 for c, d in found if (c, d) != (a, b) and c <= a and b <= d]
         yield (len(body), sum(products(o, x) for _, o, x in body), sum(o.startswith("ld") for _, o, _ in body),
-               sum(o == "bl" for _, o, _ in body))
+               sum(o == "bl" for _, o, _ in body), min(outer, default=len(body)) - len(body))
 
 
 def main():
@@ -57,15 +59,15 @@ def main():
     parser.add_argument("dumps", nargs="+")
     parser.add_argument("--only", default=".")
     args = parser.parse_args()
-    print("| function | instructions in the loop | products | loads | calls | instructions per 16 products |\n|---|---:|---:|---:|---:|---:|")
+    print("| function | instructions in the loop | products | loads | calls | instructions per 16 products | around |\n|---|---:|---:|---:|---:|---:|---:|")
     for dump in args.dumps:
         for name, lines in functions(dump):
             if not re.search(args.only, name):
                 continue
             best = max(loops(lines), key=lambda loop: loop[1], default=None)
             if best:
-                count, made, loads, calls = best
-                print(f"| {name} | {count} | {made} | {loads} | {calls} | {16 * count / made:.2f} |")
+                count, made, loads, calls, around = best
+                print(f"| {name} | {count} | {made} | {loads} | {calls} | {16 * count / made:.2f} | {around} |")
 
 
 if __name__ == "__main__":

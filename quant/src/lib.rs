@@ -8,6 +8,9 @@
 //!
 //! Nothing here knows what a model computes; nothing here panics on bytes it was given.
 
+#[cfg(windows)]
+compile_error!("sphinx-edge does not run on Windows by itself: it maps files and sets limits as Unix does. Build it in WSL.");
+
 pub mod block;
 pub mod error;
 pub mod ggml_type;

@@ -104,7 +104,10 @@ fn enforced(args: &BenchArgs, profile: Option<&Profile>) -> Result<()> {
             "within_budget": report["peak_rss_bytes"].as_u64().map(|peak| peak <= budget),
         });
         if let Some(profile) = profile {
-            report["target_profile"] = json!({ "name": profile.name, "emulated": ["memory", "threads"], "source": profile.source });
+            report["target_profile"] = json!({
+                "name": profile.name, "emulated": ["memory", "threads"], "source": profile.source, "from_source": profile.from_source,
+                "assumed": profile.assumed, "measured": profile.measured,
+            });
         }
         curve.push(report);
     }

@@ -65,13 +65,15 @@ pub fn run(args: FitArgs) -> Result<()> {
             json!({
                 "model": args.model, "fits": true, "budget_bytes": plan.budget_bytes, "peak_bytes": plan.peak_bytes, "plan": plan,
                 "images": args.images, "image_rows": params.image_rows,
-                "target_profile": profile.as_ref().map(|p| json!({ "name": p.name, "emulated": true, "source": p.source })),
+                "target_profile": profile.as_ref().map(|p| json!({
+                    "name": p.name, "emulated": true, "source": p.source, "from_source": p.from_source, "assumed": p.assumed, "measured": p.measured,
+                })),
                 "disk_seconds_per_token_at_most": token,
             })
         );
     }
     let budget = match &profile {
-        Some(p) => format!("{} ({}, its system aside; {})", table::bytes(plan.budget_bytes), p.name, p.source),
+        Some(p) => format!("{} ({}, its system aside; {}; {})", table::bytes(plan.budget_bytes), p.name, p.source, p.basis()),
         None if args.memory.is_none() => format!("{} (what this machine has free)", table::bytes(plan.budget_bytes)),
         None => table::bytes(plan.budget_bytes),
     };

@@ -18,8 +18,14 @@ pub struct Profile {
     pub threads: usize,
     /// What its disk reads, in GB/s.
     pub disk_gb_per_s: f64,
-    /// Where the figures come from.
+    /// Where figures come from.
     pub source: String,
+    /// Those that do.
+    pub from_source: Vec<String>,
+    /// Those that are assumptions: what a system keeps for itself, what an ordinary disk for the device reads.
+    pub assumed: Vec<String>,
+    /// Those that were measured on the device.
+    pub measured: Vec<String>,
 }
 
 /// The files of `profiles/`, by name.
@@ -52,6 +58,13 @@ impl Profile {
         toml::from_str(text).map_err(|_| wrong("the profile that came with this program is broken"))
     }
 
+    /// What the figures are, in words: from the source, assumed, measured.
+    pub fn basis(&self) -> String {
+        let part = |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")));
+        let parts = [part("from it", &self.from_source), part("assumed", &self.assumed), part("measured", &self.measured)];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    }
+
     /// Bytes that a model may take.
     pub fn budget_bytes(&self) -> u64 {
         ((self.memory_gib - self.system_gib) * f64::from(1 << 30)) as u64
@@ -68,6 +81,10 @@ mod tests {
             let p = Profile::named(name).unwrap();
             assert!(p.system_gib < p.memory_gib && p.threads > 0 && p.disk_gb_per_s > 0.0 && !p.source.is_empty(), "{name}");
             assert!(name.ends_with(&format!("{}", p.memory_gib)), "{name}");
+            // Each figure says what it is, once.
+            let mut told: Vec<&str> = [&p.from_source, &p.assumed, &p.measured].into_iter().flatten().map(String::as_str).collect();
+            told.sort_unstable();
+            assert_eq!(told, ["disk_gb_per_s", "memory_gib", "system_gib", "threads"], "{name}");
         }
         assert!(Profile::named("toaster").unwrap_err().to_string().contains("pi-5-8"));
     }

@@ -100,33 +100,29 @@ fn codes(q: uint8x16_t) -> int8x16_t {
     unsafe { vreinterpretq_s8_u8(q) }
 }
 
-/// Adds the products of two times 16 codes with the activations from `at` on to four sums, which begin at zero.
+/// Adds the products of one or two times 16 codes with the activations from `AT` on to four sums, which begin at zero.
 ///
 /// # Safety
 /// The processor has the instructions of `P`.
 #[inline(always)]
-unsafe fn products<P: Products, const FINE: bool, const N: usize>(q: [int8x16_t; N], x: [&[i8; 256]; 2], at: usize) -> int32x4_t {
-    // SAFETY: the caller's promise.
+unsafe fn products<P: Products, const FINE: bool, const N: usize, const AT: usize>(q: [int8x16_t; N], x: [&[i8; 256]; 2]) -> int32x4_t {
+    const { assert!(N <= 2 && AT + 16 * N <= 256) };
+    // SAFETY: the places are inside the arrays, as asserted, and the caller's promise.
     unsafe {
-        let add = |mut sums, x: &[i8; 256]| {
-            for (i, &q) in q.iter().enumerate() {
-                sums = P::add(sums, q, signed(x, at + 16 * i));
-            }
-            sums
+        let add = |sums, x: &[i8; 256]| {
+            let sums = P::add(sums, q[0], vld1q_s8(x.as_ptr().add(AT)));
+            if N == 2 { P::add(sums, q[1], vld1q_s8(x.as_ptr().add(AT + 16))) } else { sums }
         };
         let sums = add(vdupq_n_s32(0), x[0]);
         if FINE { add(vshlq_n_s32::<8>(sums), x[1]) } else { sums }
     }
 }
 
-/// The sums of the fours of eight vectors.
+/// The sums of the fours of four vectors.
 #[inline(always)]
-fn fours(v: [int32x4_t; 8]) -> Eight {
+fn four(a: int32x4_t, b: int32x4_t, c: int32x4_t, d: int32x4_t) -> int32x4_t {
     // SAFETY: NEON.
-    unsafe {
-        let four = |a, b, c, d| vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
-        [four(v[0], v[1], v[2], v[3]), four(v[4], v[5], v[6], v[7])]
-    }
+    unsafe { vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)) }
 }
 
 /// Of eight blocks of 32 codes, the products of each, added up; `q` has those of a pair of blocks.
@@ -135,15 +131,19 @@ fn fours(v: [int32x4_t; 8]) -> Eight {
 /// As [`products`].
 #[inline(always)]
 unsafe fn blocks<P: Products, const FINE: bool>(q: impl Fn(usize) -> [[int8x16_t; 2]; 2], x: [&[i8; 256]; 2]) -> Eight {
+    // Written out: as a loop, its sums would go through memory.
     // SAFETY: the caller's promise.
     unsafe {
-        let mut dots = [vdupq_n_s32(0); 8];
-        for p in 0..4 {
-            let [a, b] = q(p);
-            dots[2 * p] = products::<P, FINE, 2>(a, x, 64 * p);
-            dots[2 * p + 1] = products::<P, FINE, 2>(b, x, 64 * p + 32);
-        }
-        fours(dots)
+        let [a, b] = q(0);
+        let (a, b) = (products::<P, FINE, 2, 0>(a, x), products::<P, FINE, 2, 32>(b, x));
+        let [c, d] = q(1);
+        let (c, d) = (products::<P, FINE, 2, 64>(c, x), products::<P, FINE, 2, 96>(d, x));
+        let low = four(a, b, c, d);
+        let [a, b] = q(2);
+        let (a, b) = (products::<P, FINE, 2, 128>(a, x), products::<P, FINE, 2, 160>(b, x));
+        let [c, d] = q(3);
+        let (c, d) = (products::<P, FINE, 2, 192>(c, x), products::<P, FINE, 2, 224>(d, x));
+        [low, four(a, b, c, d)]
     }
 }
 
@@ -156,15 +156,33 @@ unsafe fn blocks<P: Products, const FINE: bool>(q: impl Fn(usize) -> [[int8x16_t
 unsafe fn halves<P: Products, const FINE: bool>(q: impl Fn(usize) -> [[int8x16_t; 2]; 4], x: [&[i8; 256]; 2]) -> [Eight; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut dots = [[vdupq_n_s32(0); 8]; 2];
-        for h in 0..2 {
-            for (j, pair) in q(h).into_iter().enumerate() {
-                for (i, q) in pair.into_iter().enumerate() {
-                    dots[i][4 * h + j] = products::<P, FINE, 1>([q], x, 128 * h + 32 * j + 16 * i);
-                }
-            }
-        }
-        dots.map(fours)
+        let [a, b, c, d] = q(0);
+        let even = four(
+            products::<P, FINE, 1, 0>([a[0]], x),
+            products::<P, FINE, 1, 32>([b[0]], x),
+            products::<P, FINE, 1, 64>([c[0]], x),
+            products::<P, FINE, 1, 96>([d[0]], x),
+        );
+        let odd = four(
+            products::<P, FINE, 1, 16>([a[1]], x),
+            products::<P, FINE, 1, 48>([b[1]], x),
+            products::<P, FINE, 1, 80>([c[1]], x),
+            products::<P, FINE, 1, 112>([d[1]], x),
+        );
+        let [a, b, c, d] = q(1);
+        let even_too = four(
+            products::<P, FINE, 1, 128>([a[0]], x),
+            products::<P, FINE, 1, 160>([b[0]], x),
+            products::<P, FINE, 1, 192>([c[0]], x),
+            products::<P, FINE, 1, 224>([d[0]], x),
+        );
+        let odd_too = four(
+            products::<P, FINE, 1, 144>([a[1]], x),
+            products::<P, FINE, 1, 176>([b[1]], x),
+            products::<P, FINE, 1, 208>([c[1]], x),
+            products::<P, FINE, 1, 240>([d[1]], x),
+        );
+        [[even, even_too], [odd, odd_too]]
     }
 }
 

@@ -22,11 +22,12 @@ trait Multiply {
     /// # Safety
     /// The processor has the instructions; `x` points to the codes of the first row's group, the other rows are `row` bytes apart
     /// and the second term 32 bytes behind the first; `codes` points to the first vector of the panel's group. `SIGNED` says
-    /// whether 128 is taken off the codes first.
+    /// whether 128 is taken off the codes first. Each row's sums begin with its `start`.
     unsafe fn sums<const MR: usize, const NV: usize, const STEPS: usize, const SIGNED: bool, const FINE: bool>(
         x: *const i8,
         row: usize,
         codes: *const u8,
+        start: [i32; MR],
     ) -> [[int32x4_t; NV]; MR];
 }
 
@@ -55,6 +56,7 @@ impl Multiply for Plain {
         x: *const i8,
         row: usize,
         codes: *const u8,
+        start: [i32; MR],
     ) -> [[int32x4_t; NV]; MR] {
         // SAFETY: NEON, and the caller's promise.
         unsafe {
@@ -77,7 +79,7 @@ impl Multiply for Plain {
                     }
                 }
             }
-            sums.map(|sums| sums.map(|[a, b]| vpaddq_s32(a, b)))
+            std::array::from_fn(|r| sums[r].map(|[a, b]| vaddq_s32(vpaddq_s32(a, b), vdupq_n_s32(start[r]))))
         }
     }
 }
@@ -117,13 +119,16 @@ impl Multiply for DotProd {
         x: *const i8,
         row: usize,
         codes: *const u8,
+        start: [i32; MR],
     ) -> [[int32x4_t; NV]; MR] {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = [[vdupq_n_s32(0); NV]; MR];
+            let mut sums = start.map(|start| [vdupq_n_s32(if FINE { 0 } else { start }); NV]);
             for term in 0..if FINE { 2 } else { 1 } {
                 if term == 1 {
-                    sums = sums.map(|sums| sums.map(|sum| vshlq_n_s32::<8>(sum)));
+                    for r in 0..MR {
+                        sums[r] = sums[r].map(|sum| vaddq_s32(vshlq_n_s32::<8>(sum), vdupq_n_s32(start[r])));
+                    }
                 }
                 for four in 0..STEPS / 4 {
                     let x: [int8x16_t; MR] = std::array::from_fn(|r| vld1q_s8(x.add(r * row + 32 * term + 16 * four)));
@@ -151,17 +156,25 @@ impl Multiply for I8mm {
         x: *const i8,
         row: usize,
         codes: *const u8,
+        start: [i32; MR],
     ) -> [[int32x4_t; NV]; MR] {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = vdupq_n_s32(0);
             // Of rows 2·r and 2·r + 1: with weight rows 4·v and 4·v + 1, and with the two behind them.
-            let mut sums = [[[zero; 2]; NV]; 4];
             let pairs = MR.div_ceil(2);
+            let start_of = |pair: usize| vcombine_s32(vdup_n_s32(start[2 * pair]), vdup_n_s32(start[(2 * pair + 1).min(MR - 1)]));
+            let mut sums = [[[zero; 2]; NV]; 4];
+            if !FINE {
+                for pair in 0..pairs {
+                    sums[pair] = [[start_of(pair); 2]; NV];
+                }
+            }
             for term in 0..if FINE { 2 } else { 1 } {
                 if term == 1 {
-                    for sums in &mut sums[..pairs] {
-                        *sums = sums.map(|sums| sums.map(|sum| vshlq_n_s32::<8>(sum)));
+                    for pair in 0..pairs {
+                        let start = start_of(pair);
+                        sums[pair] = sums[pair].map(|sums| sums.map(|sum| vaddq_s32(vshlq_n_s32::<8>(sum), start)));
                     }
                 }
                 for sixteen in 0..STEPS / 4 {
@@ -259,6 +272,7 @@ multiplies! {
 ///
 /// # Safety
 /// The processor has the instructions of `M`, and the operands hold as many rows and a panel from the tile's start on.
+#[inline(never)] // dozens of them, which profiles and disassemblies should name
 unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, const SIGNED: bool, const FINE: bool>(
     t: Tile,
     first: usize,
@@ -279,16 +293,12 @@ unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, co
                 let mut blocks = [[zero; NV]; MR];
                 for g in 0..G {
                     let (x, codes) = (at.qs.add(16 * g), at.codes.add(g * PANEL_BLOCK / 2 + 16 * first));
-                    let mut dots = match G {
-                        1 => M::sums::<MR, NV, 8, SIGNED, FINE>(x, row, codes),
-                        _ => M::sums::<MR, NV, 4, SIGNED, FINE>(x, row, codes),
+                    // What an offset takes off; of weights with minima this is another number.
+                    let offset = |r: usize| if SIGNED || min { 0 } else { *at.aux.add(r * n * G + g) };
+                    let dots = match G {
+                        1 => M::sums::<MR, NV, 8, SIGNED, FINE>(x, row, codes, std::array::from_fn(offset)),
+                        _ => M::sums::<MR, NV, 4, SIGNED, FINE>(x, row, codes, std::array::from_fn(offset)),
                     };
-                    if !SIGNED && !min {
-                        for r in 0..MR {
-                            let aux = vdupq_n_s32(*at.aux.add(r * n * G + g));
-                            dots[r] = dots[r].map(|dot| vaddq_s32(dot, aux));
-                        }
-                    }
                     for v in 0..NV {
                         let s = vld1q_f32(at.s.add(g * PANEL + lane_of + 4 * v));
                         for r in 0..MR {
