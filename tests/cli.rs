@@ -1095,6 +1095,24 @@ fn doctor_and_completions() {
 }
 
 #[test]
+fn devices_that_are_not_there_are_explained() {
+    let desk = Desk::with_model("Q8_0");
+    let report = desk.json(&["doctor", "--json"]);
+    assert_eq!(report["target"]["device"], "cpu");
+    let devices = report["devices"].as_array().expect("devices");
+    assert_eq!(devices.iter().map(|d| d["device"].as_str().expect("a name")).collect::<Vec<_>>(), ["cpu", "candle-cpu", "cuda", "metal"]);
+    for device in devices.iter().filter(|d| d["usable"] == false) {
+        let (name, why) = (device["device"].as_str().expect("a name"), device["why_not"].as_str().expect("a reason"));
+        let commands = [&["run", "light.gguf", "-p", "x"][..], &["bench", "light.gguf"], &["logits", "light.gguf", "--prompt", "x", "-o", "x.st"]];
+        for command in commands {
+            let line = desk.fails(2, &[command, &["--device", name]].concat());
+            assert!(line.contains(why) && line.contains("--device cpu"), "{line}");
+        }
+    }
+    assert!(desk.fails(2, &["run", "light.gguf", "-p", "x", "--device", "gpu"]).contains("cuda:N"));
+}
+
+#[test]
 fn wrong_files_are_named_and_explained() {
     let desk = Desk::with_model("Q8_0");
     desk.write("noise.gguf", &fs::read(fixture("light/image.png")).expect("the picture"));

@@ -164,11 +164,11 @@ fn whole_precision_equals_the_reference_at_every_stage() {
 #[cfg(feature = "candle")]
 #[test]
 fn whole_precision_on_candle_equals_the_reference_too() {
-    for name in ["light", "light5", "faint", "faint4", "ens5", "ens5p2", "moe", "intern", "skip"] {
+    for (name, case) in cases() {
         let folder = tempfile::tempdir().expect("a folder");
-        let model = convert(&fixture(name).join("checkpoint"), folder.path(), name, "F32");
+        let model = convert(&case.join("checkpoint"), folder.path(), name, "F32");
         let target = sphinx_targets::candle::CandleTarget::cpu().expect("candle");
-        exact(name, &run(target, &model, &fixture(name)), &fixture(name));
+        exact(name, &run(target, &model, &case), &case);
     }
 }
 

@@ -137,8 +137,11 @@ fn disk_speed(dir: &Path) -> Result<(f64, f64)> {
         }
         file.sync_all()?;
         let written = start.elapsed().as_secs_f64();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
         let mut again = std::fs::File::open(&path)?;
+        #[cfg(not(target_vendor = "apple"))]
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        #[cfg(target_vendor = "apple")]
+        rustix::fs::fcntl_nocache(&again, true)?;
         let mut buffer = vec![0u8; 1 << 20];
         let start = Instant::now();
         while again.read(&mut buffer)? > 0 {}

@@ -14,6 +14,8 @@ use crate::cpu::portable::gemm::{Batch, PANEL, PANEL_BLOCK, Panels, Tile, lane};
 trait Multiply {
     /// Activation rows of a tile, at most: as many as registers hold the sums of.
     const ROWS: usize;
+    /// The same where blocks have two scales: the sums of both halves want registers, too.
+    const ROWS_OF_TWO: usize;
     /// Vectors of four weight rows that go together.
     const VECTORS: usize;
 
@@ -49,6 +51,7 @@ struct Plain;
 
 impl Multiply for Plain {
     const ROWS: usize = 2;
+    const ROWS_OF_TWO: usize = 2;
     const VECTORS: usize = 4;
 
     #[inline(always)]
@@ -112,6 +115,7 @@ impl DotProd {
 
 impl Multiply for DotProd {
     const ROWS: usize = 4;
+    const ROWS_OF_TWO: usize = 4;
     const VECTORS: usize = 4;
 
     #[inline(always)]
@@ -149,6 +153,7 @@ struct I8mm;
 
 impl Multiply for I8mm {
     const ROWS: usize = 8;
+    const ROWS_OF_TWO: usize = 4;
     const VECTORS: usize = 2;
 
     #[inline(always)]
@@ -224,13 +229,17 @@ macro_rules! multiplies {
                 const { assert!(<$how as Multiply>::VECTORS == $vectors) };
                 // SAFETY: the caller's promise.
                 unsafe {
-                    match (w.kind.sixteen, w.kind.most > 127, x.fine) {
-                        (false, false, false) => kind::<1, false, false>(x, w, out, stride),
-                        (true, _, false) => kind::<2, false, false>(x, w, out, stride),
-                        (false, true, false) => kind::<1, true, false>(x, w, out, stride),
-                        (false, false, true) => kind::<1, false, true>(x, w, out, stride),
-                        (true, _, true) => kind::<2, false, true>(x, w, out, stride),
-                        (false, true, true) => kind::<1, true, true>(x, w, out, stride),
+                    match (w.kind.sixteen, w.kind.most > 127, w.kind.min, x.fine) {
+                        (false, false, false, false) => kind::<1, false, false, false>(x, w, out, stride),
+                        (false, false, true, false) => kind::<1, false, true, false>(x, w, out, stride),
+                        (false, true, _, false) => kind::<1, true, false, false>(x, w, out, stride),
+                        (true, _, false, false) => kind::<2, false, false, false>(x, w, out, stride),
+                        (true, _, true, false) => kind::<2, false, true, false>(x, w, out, stride),
+                        (false, false, false, true) => kind::<1, false, false, true>(x, w, out, stride),
+                        (false, false, true, true) => kind::<1, false, true, true>(x, w, out, stride),
+                        (false, true, _, true) => kind::<1, true, false, true>(x, w, out, stride),
+                        (true, _, false, true) => kind::<2, false, false, true>(x, w, out, stride),
+                        (true, _, true, true) => kind::<2, false, true, true>(x, w, out, stride),
                     }
                 }
             }
@@ -239,10 +248,10 @@ macro_rules! multiplies {
             ///
             /// # Safety
             /// As [`multiply`].
-            unsafe fn kind<const G: usize, const SIGNED: bool, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
+            unsafe fn kind<const G: usize, const SIGNED: bool, const MIN: bool, const FINE: bool>(x: Batch<'_>, w: Panels<'_>, out: &mut [f32], stride: usize) {
                 let mut row = 0;
                 while row < x.rows {
-                    let left = x.rows - row;
+                    let left = (x.rows - row).min(if G == 2 { <$how>::ROWS_OF_TWO } else { <$how>::ROWS });
                     let rows = [$($rows,)*].into_iter().find(|&rows| rows <= left).unwrap_or(1);
                     for panel in 0..w.count {
                         for first in (0..PANEL / 4).step_by($vectors) {
@@ -250,7 +259,7 @@ macro_rules! multiplies {
                             // SAFETY: the tile ends before all operands.
                             unsafe {
                                 match rows {
-                                    $($rows => tile::<$how, $rows, $vectors, G, SIGNED, FINE>(t, first, w.kind.min),)*
+                                    $($rows => tile::<$how, $rows, $vectors, G, SIGNED, MIN, FINE>(t, first),)*
                                     _ => unreachable!("the rows of a tile"),
                                 }
                             }
@@ -273,10 +282,9 @@ multiplies! {
 /// # Safety
 /// The processor has the instructions of `M`, and the operands hold as many rows and a panel from the tile's start on.
 #[inline(never)] // dozens of them, which profiles and disassemblies should name
-unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, const SIGNED: bool, const FINE: bool>(
+unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, const SIGNED: bool, const MIN: bool, const FINE: bool>(
     t: Tile,
     first: usize,
-    min: bool,
 ) {
     const { assert!(MR <= M::ROWS && NV == M::VECTORS) };
     let (n, terms) = (t.blocks, if FINE { 2 } else { 1 });
@@ -294,7 +302,7 @@ unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, co
                 for g in 0..G {
                     let (x, codes) = (at.qs.add(16 * g), at.codes.add(g * PANEL_BLOCK / 2 + 16 * first));
                     // What an offset takes off; of weights with minima this is another number.
-                    let offset = |r: usize| if SIGNED || min { 0 } else { *at.aux.add(r * n * G + g) };
+                    let offset = |r: usize| if SIGNED || MIN { 0 } else { *at.aux.add(r * n * G + g) };
                     let dots = match G {
                         1 => M::sums::<MR, NV, 8, SIGNED, FINE>(x, row, codes, std::array::from_fn(offset)),
                         _ => M::sums::<MR, NV, 4, SIGNED, FINE>(x, row, codes, std::array::from_fn(offset)),
@@ -316,7 +324,7 @@ unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, co
                 at = at.next(terms, G);
             }
             // In a loop of their own, where they do not crowd out the sums of the products.
-            if min {
+            if MIN {
                 let mut minima = [[zero; NV]; MR];
                 let mut at = start;
                 for _ in lane(l, n, LANES) {
