@@ -25,9 +25,9 @@ instructions *ARGS:
 arm:
     .ci/arm
 
-# A static binary for aarch64, and its demo under emulation.
-arm-static:
-    .ci/arm static
+# Static binaries for x86-64 and aarch64, and their demos.
+release:
+    .ci/release
 
 # Type-checks for Apple Silicon, with Metal too, where there is no such machine.
 apple:

@@ -1103,7 +1103,8 @@ fn devices_that_are_not_there_are_explained() {
     assert_eq!(devices.iter().map(|d| d["device"].as_str().expect("a name")).collect::<Vec<_>>(), ["cpu", "candle-cpu", "cuda", "metal"]);
     for device in devices.iter().filter(|d| d["usable"] == false) {
         let (name, why) = (device["device"].as_str().expect("a name"), device["why_not"].as_str().expect("a reason"));
-        let commands = [&["run", "light.gguf", "-p", "x"][..], &["bench", "light.gguf"], &["logits", "light.gguf", "--prompt", "x", "-o", "x.st"]];
+        let commands =
+            [&["run", "light.gguf", "-p", "x"][..], &["bench", "light.gguf"], &["logits", "light.gguf", "--prompt", "x", "-o", "x.st"]];
         for command in commands {
             let line = desk.fails(2, &[command, &["--device", name]].concat());
             assert!(line.contains(why) && line.contains("--device cpu"), "{line}");

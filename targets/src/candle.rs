@@ -47,22 +47,22 @@ impl CandleTarget {
         Ok(CandleTarget::on(Device::Cpu))
     }
 
-    /// On the NVIDIA GPU of number `ordinal`. The crate is built with feature `cuda` for it.
+    /// On the NVIDIA GPU of number `ordinal`, with candle's quantised products. The crate is built with feature `cuda` for it.
     ///
     /// # Errors
     /// Without a driver, or without such a GPU.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<CandleTarget> {
-        Ok(CandleTarget::on(Device::new_cuda(ordinal)?))
+        Ok(CandleTarget::on(Device::new_cuda(ordinal)?).with_quantized_matmul(true))
     }
 
-    /// On the GPU of an Apple machine. The crate is built with feature `metal` for it.
+    /// On the GPU of an Apple machine, with candle's quantised products. The crate is built with feature `metal` for it.
     ///
     /// # Errors
     /// Without such a GPU.
     #[cfg(feature = "metal")]
     pub fn metal() -> Result<CandleTarget> {
-        Ok(CandleTarget::on(Device::new_metal(0)?))
+        Ok(CandleTarget::on(Device::new_metal(0)?).with_quantized_matmul(true))
     }
 
     /// On `device`, which candle was built for.
