@@ -176,8 +176,8 @@ mod tests {
         };
         assert_eq!(line(&["run", "x.gguf"]), "the following required arguments were not provided: --prompt <TEXT> — try --help");
         assert_eq!(line(&["frobnicate"]), "unrecognized subcommand 'frobnicate' — try --help");
-        let device = line(&["run", "x.gguf", "-p", "x", "--device", "cpi"]);
-        assert!(device.contains("[possible values: cpu") && device.contains(" — tip: a similar value exists: 'cpu'"), "{device}");
+        let kv = line(&["run", "x.gguf", "-p", "x", "--kv", "f17"]);
+        assert!(kv.contains("[possible values: f32, f16") && kv.contains(" — tip: a similar value exists: 'f16'"), "{kv}");
     }
 
     #[test]
