@@ -89,6 +89,29 @@ pub struct Kernels {
     attend_turn: unsafe fn(&[f32], usize, usize, usize, &mut [f32], usize),
 }
 
+/// The products of quantised rows, from a module that has them all.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! take_dots {
+    ($table:ident, $from:ident: $($dot:ident $fine:ident = $name:ident $fine_name:ident,)*) => {
+        $($table.$dot = $from::$name; $table.$fine = $from::$fine_name;)*
+    };
+    ($table:ident, $from:ident) => {
+        take_dots!(
+            $table, $from:
+            dot_q4_0 fine_q4_0 = q4_0 fine_q4_0,
+            dot_q4_1 fine_q4_1 = q4_1 fine_q4_1,
+            dot_q5_0 fine_q5_0 = q5_0 fine_q5_0,
+            dot_q5_1 fine_q5_1 = q5_1 fine_q5_1,
+            dot_q8_0 fine_q8_0 = q8_0 fine_q8_0,
+            dot_q2_k fine_q2_k = q2_k fine_q2_k,
+            dot_q3_k fine_q3_k = q3_k fine_q3_k,
+            dot_q4_k fine_q4_k = q4_k fine_q4_k,
+            dot_q5_k fine_q5_k = q5_k fine_q5_k,
+            dot_q6_k fine_q6_k = q6_k fine_q6_k,
+        )
+    };
+}
+
 impl Kernels {
     /// The table for `isa`, or for the best below it that this processor has.
     pub fn for_isa(isa: Isa) -> Kernels {
@@ -194,26 +217,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     fn take_avxvnni(&mut self) {
         use super::x86::{dot::avxvnni as dot, gemm::avxvnni as gemm};
-        self.dot_q4_0 = dot::q4_0;
-        self.dot_q4_1 = dot::q4_1;
-        self.dot_q5_0 = dot::q5_0;
-        self.dot_q5_1 = dot::q5_1;
-        self.dot_q8_0 = dot::q8_0;
-        self.dot_q2_k = dot::q2_k;
-        self.dot_q3_k = dot::q3_k;
-        self.dot_q4_k = dot::q4_k;
-        self.dot_q5_k = dot::q5_k;
-        self.dot_q6_k = dot::q6_k;
-        self.fine_q4_0 = dot::fine_q4_0;
-        self.fine_q4_1 = dot::fine_q4_1;
-        self.fine_q5_0 = dot::fine_q5_0;
-        self.fine_q5_1 = dot::fine_q5_1;
-        self.fine_q8_0 = dot::fine_q8_0;
-        self.fine_q2_k = dot::fine_q2_k;
-        self.fine_q3_k = dot::fine_q3_k;
-        self.fine_q4_k = dot::fine_q4_k;
-        self.fine_q5_k = dot::fine_q5_k;
-        self.fine_q6_k = dot::fine_q6_k;
+        take_dots!(self, dot);
         self.gemm_multiply = gemm::multiply;
     }
 
@@ -253,26 +257,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     fn take_vnni(&mut self) {
         use super::x86::{dot::vnni as dot, gemm::vnni as gemm};
-        self.dot_q4_0 = dot::q4_0;
-        self.dot_q4_1 = dot::q4_1;
-        self.dot_q5_0 = dot::q5_0;
-        self.dot_q5_1 = dot::q5_1;
-        self.dot_q8_0 = dot::q8_0;
-        self.dot_q2_k = dot::q2_k;
-        self.dot_q3_k = dot::q3_k;
-        self.dot_q4_k = dot::q4_k;
-        self.dot_q5_k = dot::q5_k;
-        self.dot_q6_k = dot::q6_k;
-        self.fine_q4_0 = dot::fine_q4_0;
-        self.fine_q4_1 = dot::fine_q4_1;
-        self.fine_q5_0 = dot::fine_q5_0;
-        self.fine_q5_1 = dot::fine_q5_1;
-        self.fine_q8_0 = dot::fine_q8_0;
-        self.fine_q2_k = dot::fine_q2_k;
-        self.fine_q3_k = dot::fine_q3_k;
-        self.fine_q4_k = dot::fine_q4_k;
-        self.fine_q5_k = dot::fine_q5_k;
-        self.fine_q6_k = dot::fine_q6_k;
+        take_dots!(self, dot);
         self.gemm_multiply = gemm::multiply;
     }
 
@@ -284,26 +269,7 @@ impl Kernels {
         self.dot_f32 = floats::f32;
         self.dot_f16 = floats::f16;
         self.dot_bf16 = floats::bf16;
-        self.dot_q4_0 = dot::q4_0;
-        self.dot_q4_1 = dot::q4_1;
-        self.dot_q5_0 = dot::q5_0;
-        self.dot_q5_1 = dot::q5_1;
-        self.dot_q8_0 = dot::q8_0;
-        self.dot_q2_k = dot::q2_k;
-        self.dot_q3_k = dot::q3_k;
-        self.dot_q4_k = dot::q4_k;
-        self.dot_q5_k = dot::q5_k;
-        self.dot_q6_k = dot::q6_k;
-        self.fine_q4_0 = dot::fine_q4_0;
-        self.fine_q4_1 = dot::fine_q4_1;
-        self.fine_q5_0 = dot::fine_q5_0;
-        self.fine_q5_1 = dot::fine_q5_1;
-        self.fine_q8_0 = dot::fine_q8_0;
-        self.fine_q2_k = dot::fine_q2_k;
-        self.fine_q3_k = dot::fine_q3_k;
-        self.fine_q4_k = dot::fine_q4_k;
-        self.fine_q5_k = dot::fine_q5_k;
-        self.fine_q6_k = dot::fine_q6_k;
+        take_dots!(self, dot);
         self.pack_q4_0 = pack::q4_0;
         self.pack_q4_1 = pack::q4_1;
         self.pack_q5_0 = pack::q5_0;
@@ -337,26 +303,7 @@ impl Kernels {
     #[cfg(target_arch = "aarch64")]
     fn take_dotprod(&mut self) {
         use super::arm::{dot::dotprod as dot, gemm};
-        self.dot_q4_0 = dot::q4_0;
-        self.dot_q4_1 = dot::q4_1;
-        self.dot_q5_0 = dot::q5_0;
-        self.dot_q5_1 = dot::q5_1;
-        self.dot_q8_0 = dot::q8_0;
-        self.dot_q2_k = dot::q2_k;
-        self.dot_q3_k = dot::q3_k;
-        self.dot_q4_k = dot::q4_k;
-        self.dot_q5_k = dot::q5_k;
-        self.dot_q6_k = dot::q6_k;
-        self.fine_q4_0 = dot::fine_q4_0;
-        self.fine_q4_1 = dot::fine_q4_1;
-        self.fine_q5_0 = dot::fine_q5_0;
-        self.fine_q5_1 = dot::fine_q5_1;
-        self.fine_q8_0 = dot::fine_q8_0;
-        self.fine_q2_k = dot::fine_q2_k;
-        self.fine_q3_k = dot::fine_q3_k;
-        self.fine_q4_k = dot::fine_q4_k;
-        self.fine_q5_k = dot::fine_q5_k;
-        self.fine_q6_k = dot::fine_q6_k;
+        take_dots!(self, dot);
         self.gemm_multiply = gemm::dotprod::multiply;
     }
 
