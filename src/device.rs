@@ -72,7 +72,7 @@ impl Device {
     /// Whether the GPU answers.
     fn gpu(self) -> Result<(), String> {
         #[cfg(any(feature = "cuda", feature = "metal"))]
-        return self.candle().map(|_| ()).map_err(|e| format!("{}: {e:#}", self.name()));
+        return self.candle().map(|_| ()).map_err(|e| format!("{e:#} — install its driver, or use --device cpu"));
         #[cfg(not(any(feature = "cuda", feature = "metal")))]
         Err("there is none".to_owned())
     }

@@ -705,6 +705,12 @@ fn scratch_is_bounded_by_tiles() {
         let mib = t.scratch_bytes() as f64 / (1 << 20) as f64;
         assert!((14.0..64.0).contains(&mib), "{ty}: {mib:.1} MiB");
     }
+    // Freed, it is gone, and the next operation makes what it needs.
+    t.free_scratch();
+    assert_eq!(t.scratch_bytes(), 0);
+    let one = Linear { weight: matrix(GgmlType::Q8_0, 16, 64, false).unwrap(), bias: None };
+    t.linear(&t.buffer(2, 64).unwrap(), &one, After::Nothing, &mut t.buffer(2, 16).unwrap()).unwrap();
+    assert!(t.scratch_bytes() > 0);
 }
 
 #[test]
