@@ -9,12 +9,25 @@ use sphinx_convert::QuantizeOptions;
 use sphinx_quant::recipe::ExpertLayout;
 use sphinx_runtime::experts::{Policy, Stats, Streaming};
 use sphinx_runtime::{Options, Picture, RuntimeError, Sphinx};
+use sphinx_targets::Target;
 use sphinx_targets::cpu::{CpuOptions, CpuTarget};
 use support::{Quiet, convert, fixture, recipe, root};
 
 /// Logits of a prompt with a picture and of `steps` greedy steps after it, and what the cache did.
 fn greedy(model: &Path, image: Option<&Path>, threads: usize, streaming: Option<Streaming>, steps: usize) -> (Vec<f32>, Stats) {
     let target = CpuTarget::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).expect("a target");
+    let (logits, stats, _) = greedy_on(target, model, image, streaming, steps);
+    (logits, stats)
+}
+
+/// The same on any target, and how many bytes of memory and of the device the cache took.
+fn greedy_on<T: Target>(
+    target: T,
+    model: &Path,
+    image: Option<&Path>,
+    streaming: Option<Streaming>,
+    steps: usize,
+) -> (Vec<f32>, Stats, [usize; 2]) {
     let options = Options { streaming, ..Options::default() };
     let model = Sphinx::open(target, model, &options).expect("the model opens");
     let image = image.map(|image| model.encode(&Picture::open(image).expect("a picture"), &mut ()).expect("rows"));
@@ -27,8 +40,9 @@ fn greedy(model: &Path, image: Option<&Path>, threads: usize, streaming: Option<
         last = session.step(best as u32).expect("logits").to_vec();
         all.extend_from_slice(&last);
     }
-    let stats = model.decoder().experts().streamed().map(|s| s.stats()).unwrap_or_default();
-    (all, stats)
+    let streamed = model.decoder().experts().streamed();
+    let bytes = streamed.map_or([0; 2], |s| [s.held_bytes(), s.device_bytes()]);
+    (all, streamed.map(|s| s.stats()).unwrap_or_default(), bytes)
 }
 
 /// Bytes of memory that the largest expert takes.
@@ -69,6 +83,34 @@ fn streamed_and_resident_experts_give_the_same_logits() {
         }
         // Room for all: after the prompt nothing is read.
         assert!(hits[4] >= hits[0] && hits[4] > 64, "{hits:?}");
+    }
+}
+
+/// candle's CPU device goes the way that GPUs go: weights are copied, experts by the threads that read them.
+#[cfg(feature = "candle")]
+#[test]
+fn experts_that_are_copied_to_a_device_are_the_same() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let model = convert(&fixture("moe5/checkpoint"), folder.path(), "moe5", "Q4_K_M");
+    let image = fixture("moe5/image.png");
+    let on = |copies, streaming| {
+        let target = sphinx_targets::candle::CandleTarget::cpu().expect("a target").with_copies(copies);
+        greedy_on(target, &model, Some(&image), streaming, 24)
+    };
+    let (in_place, _, _) = on(false, None);
+    let (resident, _, _) = on(true, None);
+    assert!(in_place == resident, "copies are what they were made of");
+    let one = one(&model);
+    for (slots, policy, readers) in [(1, Policy::Foresight, 1), (3, Policy::Lru, 4), (1000, Policy::Foresight, 2)] {
+        let streaming = Streaming { cache_bytes: slots * one, policy, verify_reads: slots == 3, readers };
+        let (streamed, stats, [memory, device]) = on(true, Some(streaming));
+        assert!(streamed == resident, "room for {slots}, {policy:?}, {readers} readers");
+        assert!(stats.hits + stats.misses + stats.foreseen >= 25);
+        // The cache is on the device. Here are buffers for three on their way, of one size for every part.
+        assert!(device > 0 && device <= slots * one && memory > 0 && memory <= 3 * 3 * one, "{memory} and {device} for {slots} of {one}");
+        // In memory, where nothing is copied.
+        let (in_memory, _, [memory, device]) = on(false, Some(streaming));
+        assert!(in_memory == resident && device == 0 && memory <= slots * one);
     }
 }
 

@@ -73,6 +73,53 @@ fn every_plan_keeps_its_budget_and_more_memory_is_never_worse() {
 }
 
 #[test]
+fn a_device_that_weights_are_copied_to_is_filled_and_not_overfilled() {
+    let folder = tempfile::tempdir().expect("a directory");
+    for family in ["tiny", "moe"] {
+        let source = Source::open(&outline(folder.path(), family, "Q8_0"), None).expect("the model opens");
+        let vision = source.open_vision().expect("the other half");
+        let priced = Priced::new(source.language(), source.params(), Some(&vision)).expect("a price");
+        let wish = Wish { threads: 2, ..Wish::default() };
+        let all = priced.copied(&wish, None).expect("nobody knows how much is free");
+        let experts = all.parts.iter().find(|p| p.name == "experts").map_or(0, |p| p.bytes);
+        assert_eq!(experts > 20 * GIB, family == "moe");
+        let mut refused = 0;
+        for half_gib in 1..80 {
+            let free = half_gib * GIB / 2;
+            match priced.copied(&wish, Some(free)) {
+                Ok(plan) => {
+                    assert!(plan.peak_bytes <= free && plan.resident_layers == source.params().layers && !plan.encoders_streamed);
+                    assert_eq!(part(&plan, "encoders").holding, Holding::Resident);
+                    // All of it, or experts in what the rest leaves.
+                    match plan.streaming {
+                        None => assert_eq!(plan, all),
+                        Some(s) => assert_eq!(plan.peak_bytes, all.peak_bytes - experts + s.cache_bytes as u64),
+                    }
+                    assert_eq!(plan.streaming.is_some(), free - free / 16 < all.peak_bytes, "{family} {half_gib}");
+                }
+                Err(e) => {
+                    refused += 1;
+                    let text = e.to_string();
+                    assert!(e.kind() == ErrorKind::Budget && text.contains("free there") && text.contains("--device cpu"), "{text}");
+                    assert!(free < all.peak_bytes - experts + 2 * GIB);
+                }
+            }
+        }
+        assert!(refused > 0, "{family}");
+        // A wish counts as far as there is room.
+        if family == "moe" {
+            let cache = |wished, free| {
+                let plan = priced.copied(&Wish { expert_cache: Some(wished), ..wish.clone() }, free).expect("it fits");
+                plan.streaming.expect("experts are streamed").cache_bytes as u64
+            };
+            assert_eq!((cache(3 * GIB, None), cache(3 * GIB, Some(24 * GIB))), (3 * GIB, 3 * GIB));
+            assert!(cache(20 * GIB, Some(16 * GIB)) < 15 * GIB);
+        }
+        std::fs::remove_file(folder.path().join(format!("{family}.gguf"))).expect("gone");
+    }
+}
+
+#[test]
 fn the_members_fit_where_they_are_said_to() {
     let folder = tempfile::tempdir().expect("a directory");
     let plan = |family: &str, vision_quant: &str, gib: u64| {

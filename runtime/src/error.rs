@@ -85,8 +85,9 @@ impl RuntimeError {
             RuntimeError::Usage(_) => ErrorKind::Usage,
             RuntimeError::Budget(_) => ErrorKind::Budget,
             RuntimeError::Io { .. } | RuntimeError::Expert { failure: Failure::Io(_), .. } => ErrorKind::Io,
-            RuntimeError::Expert { failure: Failure::Damaged { .. }, .. } => ErrorKind::Invalid,
+            RuntimeError::Expert { failure: Failure::Damaged { .. } | Failure::Misplaced(_), .. } => ErrorKind::Invalid,
             RuntimeError::Expert { failure: Failure::Budget { .. }, .. } => ErrorKind::Budget,
+            RuntimeError::Expert { failure: Failure::Device(e), .. } => e.kind(),
         }
     }
 }
@@ -101,6 +102,10 @@ fn why(failure: &Failure) -> String {
         Failure::Budget { need, budget } => {
             format!("takes {} MiB, the cache has {} MiB — give more with --memory", need.div_ceil(1 << 20), budget >> 20)
         }
+        Failure::Misplaced(tensor) => {
+            format!("does not lie in tensor \"{}\" as its type asks for — convert the file again", printable(tensor))
+        }
+        Failure::Device(e) => format!("cannot be copied to the device: {e} — give a smaller --expert-cache, then ask again"),
     }
 }
 

@@ -69,7 +69,7 @@ impl<T: Target> Provider<T> {
     /// When a tensor is missing or of a type the target does not compute with.
     pub fn load(t: &T, file: &Gguf, params: &LanguageParams, streaming: Option<Streaming>, trace: bool) -> Result<Provider<T>> {
         let kind = match streaming.filter(|_| params.is_mixture()) {
-            Some(streaming) => Kind::Streamed(Streamed::open(file, params, streaming)?),
+            Some(streaming) => Kind::Streamed(Streamed::open(t, file, params, streaming)?),
             None => Kind::Resident(Resident::load(t, file, params)?),
         };
         let trace = (trace && params.is_mixture()).then(|| Mutex::new(Trace::new(params.layers, params.experts, params.experts_used)));

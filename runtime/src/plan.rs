@@ -126,6 +126,8 @@ const BLOCKS: u64 = 2;
 const AROUND: f64 = 65_536.0;
 /// What a cache of experts should hold at least, in experts.
 const LEAST_EXPERTS: u64 = 4;
+/// Of what is free on a device, what is left for numbers that its library makes on the way: one part in so many.
+const DEVICE_MARGIN: u64 = 16;
 
 /// Sizes of a file's weights.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -348,6 +350,48 @@ impl<'a> Priced<'a> {
         }
     }
 
+    /// The plan for a device that weights are copied to, of which `free` bytes are free, if that is known. Everything stays there,
+    /// experts as far as they fit: those that do not are copied when they are wanted.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Budget`] when the device has no room for the rest.
+    pub fn copied(&self, wish: &Wish, free: Option<u64>) -> Result<Plan> {
+        let wish = Wish { memory: Some(u64::MAX), ..wish.clone() };
+        let whole = Wish { expert_cache: None, ..wish.clone() };
+        let unlimited = |wish: &Wish| self.fitted(wish, u64::MAX).map_err(|need| self.refusal(wish, u64::MAX, need));
+        let all = unlimited(&whole)?;
+        let (experts, usable) = (self.weights.experts, free.map(|free| free - free / DEVICE_MARGIN));
+        let bare = Weights { experts: 0, ..self.weights.clone() };
+        let bare = Priced { file: self.file.clone(), params: self.params, weights: bare, vision: self.vision.clone() };
+        let others = bare.fitted(&whole, u64::MAX).map_or(all.peak_bytes, |plan| plan.peak_bytes);
+        let least = others + experts.min(LEAST_EXPERTS * self.weights.expert);
+        if let Some((usable, free)) = usable.zip(free).filter(|(usable, _)| least > *usable) {
+            let (file, over) = (printable(&self.file.display().to_string()), size(least.saturating_sub(usable)));
+            let advice = "free some, use --device cpu, or convert to fewer bits";
+            let (least, free) = (size(least), size(free));
+            return Err(RuntimeError::Budget(format!(
+                "{file}: the device needs {least}, {free} are free there: {over} too few — {advice}"
+            )));
+        }
+        let room = usable.map(|usable| usable - others).filter(|room| *room < experts);
+        let cache = match (wish.expert_cache, room) {
+            (Some(wished), Some(room)) => Some(wished.min(room)),
+            (wished, room) => wished.or(room),
+        };
+        let mut plan = match cache.filter(|_| experts > 0) {
+            None => all,
+            Some(cache) => {
+                let plan = unlimited(&Wish { expert_cache: Some(cache), ..wish })?;
+                let cache = plan.streaming.map_or(0, |streaming| streaming.cache_bytes as u64);
+                Plan { peak_bytes: others + cache, ..plan }
+            }
+        };
+        for part in plan.parts.iter_mut().filter(|part| part.name == "encoders") {
+            *part = Part { holding: Holding::Resident, bytes: part.of_bytes, ..*part };
+        }
+        Ok(Plan { budget_given: false, encoders_streamed: false, resident_layers: self.params.layers, ahead: true, ..plan })
+    }
+
     /// The plan within `budget`, or what the least one needs.
     fn fitted(&self, wish: &Wish, budget: u64) -> Result<Plan, u64> {
         let (p, w) = (self.params, &self.weights);
@@ -459,10 +503,6 @@ impl<'a> Priced<'a> {
 
     /// The error for a budget that does not do, with what would.
     fn refusal(&self, wish: &Wish, budget: u64, need: u64) -> RuntimeError {
-        let size = |bytes: u64| match bytes {
-            ..0x4000_0000 => format!("{} MiB", bytes.div_ceil(1 << 20)),
-            _ => format!("{:.2} GiB", (bytes as f64 / f64::from(1 << 30) * 100.0).ceil() / 100.0),
-        };
         let tries = |change: &dyn Fn(&mut Wish)| {
             let mut other = wish.clone();
             change(&mut other);
@@ -495,6 +535,14 @@ impl<'a> Priced<'a> {
         };
         let file = printable(&self.file.display().to_string());
         RuntimeError::Budget(format!("{file}: the model needs {} at least, the budget is {} — {advice}", size(need), size(budget)))
+    }
+}
+
+/// Bytes as an error says them.
+fn size(bytes: u64) -> String {
+    match bytes {
+        ..0x4000_0000 => format!("{} MiB", bytes.div_ceil(1 << 20)),
+        _ => format!("{:.2} GiB", (bytes as f64 / f64::from(1 << 30) * 100.0).ceil() / 100.0),
     }
 }
 

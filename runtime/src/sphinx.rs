@@ -34,7 +34,7 @@ pub struct Options {
     /// Bytes for everything; by default what the machine has free. Kept by targets that compute in place.
     pub memory: Option<u64>,
     /// Bytes of the cache that a mixture's experts are streamed into; by default what the budget leaves, and no streaming where
-    /// all of them fit.
+    /// all of them fit. Where a target copies weights to a device, the cache is there.
     pub expert_cache: Option<u64>,
     /// Which expert gives way in it.
     pub expert_policy: Policy,
@@ -150,9 +150,7 @@ impl<T: Target> Sphinx<T> {
         if options.memory.is_some() {
             tracing::warn!("a budget is kept by the cpu device alone; here all weights are copied");
         }
-        // Experts that are streamed are copied to the device as they come, and dropped there with the cache's entry.
-        let plan = priced.plan(&Wish { memory: Some(u64::MAX), ..wish })?;
-        Ok(Plan { budget_given: false, encoders_streamed: false, resident_layers: source.params().layers, ahead: true, ..plan })
+        priced.copied(&wish, target.free_bytes())
     }
 
     /// How the model is held in memory.

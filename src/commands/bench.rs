@@ -205,7 +205,7 @@ impl Job for Bench<'_> {
             model: describe(&model, picture.is_some())?,
             target: model.target().name(),
             mixture: model.params().is_mixture(),
-            experts: (stacks.map(|t| t.bytes().len() as u64).sum(), model.decoder().experts().streamed().map(|s| s.cache_bytes().1 as u64)),
+            experts: (stacks.map(|t| t.bytes().len() as u64).sum(), model.decoder().experts().streamed().map(|s| s.budget_bytes() as u64)),
             plan: model.plan().clone(),
             disk_gb_per_s,
         };

@@ -167,7 +167,10 @@ pub fn plan_table<T: Target>(model: &Sphinx<T>, (kv, buffers): (usize, usize)) {
     let file = |path: Option<&Path>| path.map_or(Some(0), Memory::of_file);
     let language = file(Some(model.language().path()));
     let encoders = file(model.source().has_vision().then(|| model.source().vision_path()));
-    let experts = model.decoder().experts().streamed().map(|s| s.cache_bytes().0 as u64);
+    let streamed = model.decoder().experts().streamed();
+    // Buffers here, and experts there, where they are copied to a device.
+    let experts = streamed.map(|s| s.held_bytes() as u64);
+    let experts_there = streamed.map_or(0, |s| s.device_bytes() as u64);
     let (kv, buffers) = (kv as u64, (buffers + model.target().scratch_bytes()) as u64);
     let now = Memory::now();
     let program = now.zip(language).zip(encoders).map(|((now, language), encoders)| {
@@ -178,7 +181,7 @@ pub fn plan_table<T: Target>(model: &Sphinx<T>, (kv, buffers): (usize, usize)) {
         "program" => program,
         "language" => language,
         // Those in the mapped file are counted with the rest of it.
-        "experts" => experts,
+        "experts" => experts.map(|bytes| bytes + experts_there),
         "encoders" => encoders,
         "keys and values" => Some(kv),
         _ => Some(buffers),

@@ -8,8 +8,8 @@
 //!
 //! * On candle's CPU device weights stay in the mapped file. A tile of rows is copied and taken apart when it is used
 //!   and dropped after it, so memory is bounded by the tile and speed is that of de-quantising the whole model for
-//!   every pass. On other devices the blocks are uploaded when a matrix is first used, and only their taking apart
-//!   happens per use.
+//!   every pass. On other devices the blocks are copied there when a matrix is first used, and only their taking apart
+//!   happens per use. Experts that are streamed are copied by the threads that read them, beside the computing.
 //! * [`with_quantized_matmul`](CandleTarget::with_quantized_matmul) trades the witness for speed: candle's own
 //!   quantised products, on a copy of the weights.
 //! * A row's result may differ in its last bits with the number of rows it is batched with, because candle's matrix
@@ -18,6 +18,8 @@
 //!   those of the compact cache, the size is not.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod matrix;
 mod vision;
 
@@ -25,7 +27,7 @@ use candle_core::{D, DType, Device, DeviceLocation, Tensor};
 use sphinx_quant::Tensor as Stored;
 
 use crate::shape::{check_slots, check_weights};
-use crate::{Activation, After, AttendShape, Columns, KvShape, Linear, MapShape, Mlp, Result, Rope, Target, TargetError};
+use crate::{Activation, After, AttendShape, Carrier, Columns, KvShape, Linear, MapShape, Mlp, Pin, Result, Rope, Target, TargetError};
 
 pub use attention::CandleKv;
 pub use matrix::CandleMatrix;
@@ -39,6 +41,7 @@ const HIDDEN_BYTES: usize = if cfg!(test) { 100 } else { 64 << 20 };
 pub struct CandleTarget {
     device: Device,
     quantized_matmul: bool,
+    copies: bool,
 }
 
 impl CandleTarget {
@@ -53,7 +56,7 @@ impl CandleTarget {
     /// Without a driver, or without such a GPU.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<CandleTarget> {
-        Ok(CandleTarget::on(Device::new_cuda(ordinal)?).with_quantized_matmul(true))
+        Ok(CandleTarget::on(cuda::device(ordinal)?).with_quantized_matmul(true))
     }
 
     /// On the GPU of an Apple machine, with candle's quantised products. The crate is built with feature `metal` for it.
@@ -67,7 +70,15 @@ impl CandleTarget {
 
     /// On `device`, which candle was built for.
     pub fn on(device: Device) -> CandleTarget {
-        CandleTarget { device, quantized_matmul: false }
+        let copies = !device.is_cpu();
+        CandleTarget { device, quantized_matmul: false, copies }
+    }
+
+    /// Whether weights are copied although candle could use them where they are: so that its CPU device goes the way that others go.
+    /// Of no effect on those.
+    pub fn with_copies(mut self, on: bool) -> CandleTarget {
+        self.copies = on || !self.device.is_cpu();
+        self
     }
 
     /// Whether quantised weights are multiplied by candle's own quantised kernels (activations in 8 bits, weights
@@ -272,13 +283,30 @@ impl Target for CandleTarget {
         format!("candle {device}{}", if self.quantized_matmul { ", quantized products" } else { "" })
     }
 
-    fn matrix(&self, parts: &[Stored]) -> Result<CandleMatrix> {
-        CandleMatrix::new(parts, &self.device, self.quantized_matmul)
+    fn carrier(&self) -> Option<Box<dyn Carrier<CandleTarget>>> {
+        self.copies.then(|| Box::new(CandleCarrier::new(&self.device)) as Box<dyn Carrier<CandleTarget>>)
     }
 
-    /// Candle's own quantised products round activations to 8 bits, so these matrices go without.
+    fn free_bytes(&self) -> Option<u64> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => cuda::free_bytes(device),
+            _ => None,
+        }
+    }
+
+    fn matrix(&self, parts: &[Stored]) -> Result<CandleMatrix> {
+        CandleMatrix::new(parts, self.quantized_matmul, self.copies)
+    }
+
+    /// Candle's own quantised products round activations to 8 bits, so these matrices go without, but for single rows on GPUs: there
+    /// it has products that leave the row as it is. On NVIDIA's it has both, and one switch for the whole program, which is set here.
     fn matrix_fine(&self, parts: &[Stored]) -> Result<CandleMatrix> {
-        CandleMatrix::new(parts, &self.device, false)
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() {
+            candle_core::quantized::cuda::set_force_dmmv(true);
+        }
+        CandleMatrix::new(parts, false, self.copies)
     }
 
     fn matrix_shape(&self, matrix: &CandleMatrix) -> (usize, usize) {
@@ -491,6 +519,47 @@ impl Target for CandleTarget {
 
     fn attend_cached(&self, qkv: &CandleBuffer, kv: &CandleKv, pos: usize, out: &mut CandleBuffer) -> Result<()> {
         attention::attend_cached(qkv, kv, pos, out)
+    }
+}
+
+/// Copies weights to a device, from any thread.
+struct CandleCarrier {
+    device: Device,
+    #[cfg(feature = "cuda")]
+    lane: Option<cuda::Lane>,
+}
+
+impl CandleCarrier {
+    fn new(device: &Device) -> CandleCarrier {
+        CandleCarrier {
+            #[cfg(feature = "cuda")]
+            lane: match device {
+                Device::Cuda(device) => cuda::Lane::new(device).inspect_err(|e| tracing::warn!("copies wait for computing: {e}")).ok(),
+                _ => None,
+            },
+            device: device.clone(),
+        }
+    }
+}
+
+impl Carrier<CandleTarget> for CandleCarrier {
+    fn matrix_fine(&self, parts: &[Stored]) -> Result<CandleMatrix> {
+        CandleMatrix::new(parts, false, true)?.brought(&self.device, |pieces, cols, ty| {
+            #[cfg(feature = "cuda")]
+            if let Some(lane) = &self.lane {
+                return lane.bring(pieces, cols, matrix::dtype(ty));
+            }
+            pieces.map(|(bytes, rows)| matrix::blocks(ty, bytes, rows, cols, &self.device)).collect()
+        })
+    }
+
+    fn pin(&self, memory: &mut [u8]) -> Option<Pin> {
+        #[cfg(feature = "cuda")]
+        if let Some(lane) = &self.lane {
+            return lane.pin(memory);
+        }
+        let _ = memory;
+        None
     }
 }
 

@@ -12,6 +12,8 @@ pub mod error;
 pub mod profile;
 pub mod shape;
 
+use std::any::Any;
+
 use sphinx_quant::Tensor;
 
 pub use error::{Result, TargetError};
@@ -46,6 +48,21 @@ pub struct Norm<T: Target> {
     pub eps: f32,
 }
 
+/// Memory that is readied for copies stays so as long as this lives.
+pub type Pin = Box<dyn Any + Send + Sync>;
+
+/// Brings weights to where a target computes, from other threads than the one that computes and beside it.
+pub trait Carrier<T: Target>: Send + Sync {
+    /// What [`Target::matrix_fine`] makes of `parts`, with its weights at their place when it returns: nothing of `parts` is kept.
+    ///
+    /// # Errors
+    /// As [`Target::matrix_fine`], and when the device has no memory for them.
+    fn matrix_fine(&self, parts: &[Tensor]) -> Result<T::Matrix>;
+
+    /// Readies memory that weights are brought from again and again. `None` where that is of no use, or refused.
+    fn pin(&self, memory: &mut [u8]) -> Option<Pin>;
+}
+
 /// A machine that can run a model.
 ///
 /// Buffers are row-major `[rows, width]` matrices of `f32`. A buffer is made with room for `capacity` rows and
@@ -54,13 +71,13 @@ pub struct Norm<T: Target> {
 ///
 /// Every operation checks the shapes it is given and answers [`TargetError::Shape`] when they do not fit. A row's
 /// result depends on that row alone, never on the rows it is batched with, and never on the number of threads.
-pub trait Target: Sized {
+pub trait Target: Sized + 'static {
     /// An activation matrix `[rows, width]`.
     type Buffer;
     /// A weight matrix `[out, in]`, in whatever format the file has.
-    type Matrix;
+    type Matrix: Send + Sync;
     /// Parameters used element by element, as `f32`: a norm's weight, a bias, a depthwise kernel, a table.
-    type Vector;
+    type Vector: Send + Sync;
     /// Keys and values of one decoder layer, written in place.
     type Kv;
 
@@ -71,6 +88,16 @@ pub trait Target: Sized {
     /// are dropped.
     fn computes_in_place(&self) -> bool {
         false
+    }
+
+    /// What brings weights to it while it computes; `None` where it computes with them where they are.
+    fn carrier(&self) -> Option<Box<dyn Carrier<Self>>> {
+        None
+    }
+
+    /// Bytes that are free where weights are copied to; `None` where they are not copied, or nobody knows.
+    fn free_bytes(&self) -> Option<u64> {
+        None
     }
 
     /// Bytes of scratch that it holds for itself.

@@ -3,6 +3,9 @@
 //! What is kept is a *unit*: all matrices of one expert of one layer, in one or more parts of the file. A visit asks for the units
 //! of a layer and works on those that are there while the others arrive. Guesses about the next layer are read when nothing
 //! that is wanted has to be, and dropped when they turn out wrong. The memory of units that give way is used again.
+//!
+//! Where weights are computed with in memory of another kind, units are *carried* there by the thread that has read them, beside
+//! the computing: then the budget is of that memory, and here are buffers for a few units on their way, no more.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sphinx_quant::tensor::Bytes;
+use sphinx_targets::{Pin, TargetError};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::disk::{ALIGN, Disk};
@@ -27,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const AHEAD_SHARE: usize = 4;
 /// How fast the store learns how often guesses come true.
 const LEARN: f32 = 0.02;
+/// Units on their way to where they are carried: some are read while another is carried.
+const ON_THEIR_WAY: usize = 3;
 
 /// Part of a unit: consecutive bytes of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +57,38 @@ impl Part {
     }
 }
 
+/// What brings units to where they are worked on, as `U`.
+pub trait Carry<U>: Send + Sync {
+    /// Brings unit `unit`, whose parts are in `parts`. When it returns, nobody but the caller holds these.
+    ///
+    /// # Errors
+    /// Whatever keeps it from there.
+    fn carry(&self, unit: usize, parts: &[Arc<Bytes>]) -> Result<U, Failure>;
+
+    /// Readies memory that it carries from, as long as the result lives; `None` where there is nothing to do.
+    fn pin(&self, memory: &mut [u8]) -> Option<Pin>;
+}
+
+/// A unit that is there.
+#[derive(Debug)]
+pub enum Unit<U> {
+    /// Its parts, in memory.
+    Read(Vec<Arc<Bytes>>),
+    /// What was made of it where it was carried to.
+    Carried(Arc<U>),
+}
+
+impl<U> Clone for Unit<U> {
+    fn clone(&self) -> Unit<U> {
+        match self {
+            Unit::Read(parts) => Unit::Read(parts.clone()),
+            Unit::Carried(made) => Unit::Carried(Arc::clone(made)),
+        }
+    }
+}
+
 /// What a store holds and how it goes about it.
-pub struct Setup {
+pub struct Setup<U> {
     /// Layers, experts of a layer, and how many of them a row uses.
     pub layers: usize,
     /// Experts of a layer.
@@ -61,8 +97,10 @@ pub struct Setup {
     pub used: usize,
     /// The parts of expert `e` of layer `l` at `l · experts + e`.
     pub units: Vec<Vec<Part>>,
-    /// Bytes that the buffers may take together.
+    /// Bytes that units may take together, wherever they are.
     pub budget_bytes: usize,
+    /// What carries units elsewhere, if they do not stay in memory.
+    pub carry: Option<Box<dyn Carry<U>>>,
     /// What gives way.
     pub policy: Policy,
     /// Compare checksums at every read, not at the first alone.
@@ -133,6 +171,10 @@ pub enum Failure {
         /// Bytes of the store.
         budget: usize,
     },
+    /// The bytes of this tensor do not lie as its type asks for.
+    Misplaced(Arc<str>),
+    /// It was read, and cannot be carried to the device.
+    Device(TargetError),
 }
 
 /// What the next layer will want, as far as one can tell.
@@ -160,42 +202,61 @@ pub struct Visit<'a> {
 }
 
 /// What a visit needs of whoever makes something of the bytes.
-pub trait Client {
+pub trait Client<U> {
     /// Its errors.
     type Error: From<(u32, Failure)>;
 
-    /// Works on expert `id`, whose parts are in `parts`.
+    /// Works on expert `id`.
     ///
     /// # Errors
     /// What it likes; the visit ends with it.
-    fn work(&mut self, id: u32, parts: &[Arc<Bytes>]) -> Result<(), Self::Error>;
+    fn work(&mut self, id: u32, unit: &Unit<U>) -> Result<(), Self::Error>;
 
     /// Lets go of what it made of unit `unit`; false when that is in use.
     fn forget(&mut self, unit: usize) -> bool;
 }
 
 /// The store. Dropping it ends its threads.
-pub struct Store {
-    shared: Arc<Shared>,
+pub struct Store<U> {
+    shared: Arc<Shared<U>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-struct Shared {
+struct Shared<U> {
     disk: Box<dyn Disk>,
     units: Vec<Vec<Part>>,
     experts: usize,
     used: usize,
+    /// Bytes of units.
     budget_bytes: usize,
+    /// Bytes of buffers: the same, unless units are carried away.
+    memory_bytes: usize,
+    /// Bytes of the largest part.
+    largest_part: usize,
+    carry: Option<Box<dyn Carry<U>>>,
     verify_reads: bool,
-    state: Mutex<State>,
+    state: Mutex<State<U>>,
     /// There is something to read, or it is over.
     work: Condvar,
     /// A unit has arrived, or failed, or memory came free.
     done: Condvar,
 }
 
-struct State {
-    places: Vec<Place>,
+/// Memory that a part is read into.
+struct Buffer {
+    /// Let go of before the bytes are.
+    _pin: Option<Pin>,
+    bytes: Arc<Bytes>,
+}
+
+impl Buffer {
+    fn len(&self) -> usize {
+        self.bytes.as_slice().len()
+    }
+}
+
+struct State<U> {
+    places: Vec<Place<U>>,
     /// Visits that have yet to work on a unit.
     pins: Vec<u32>,
     wanted: VecDeque<Job>,
@@ -203,9 +264,11 @@ struct State {
     /// Jobs that threads are at, also such as were given up meanwhile: their buffers come back.
     in_hand: usize,
     /// Buffers of nobody.
-    spare: Vec<Bytes>,
+    spare: Vec<Buffer>,
     /// Bytes of all buffers.
     held_bytes: usize,
+    /// Bytes of units that are carried, or on their way.
+    carried_bytes: usize,
     /// Bytes of units that are guesses.
     ahead_bytes: usize,
     ranking: Ranking,
@@ -221,11 +284,11 @@ struct State {
     stop: bool,
 }
 
-enum Place {
+enum Place<U> {
     Absent,
     Reading(Reading),
     Ready {
-        parts: Vec<Arc<Bytes>>,
+        unit: Unit<U>,
         /// Read for a guess and not used yet.
         ahead: bool,
     },
@@ -236,9 +299,11 @@ enum Place {
 struct Reading {
     /// Jobs with another one belong to an earlier try that was given up.
     ticket: u64,
-    parts: Vec<Option<Bytes>>,
+    parts: Vec<Option<Buffer>>,
     left: usize,
     ahead: bool,
+    /// All is read, and a thread carries it: too late to give it up.
+    carried: bool,
 }
 
 /// A part to be read.
@@ -246,19 +311,22 @@ struct Job {
     ticket: u64,
     unit: usize,
     part: usize,
-    buffer: Bytes,
+    buffer: Buffer,
     /// Bytes of the buffer that are there.
     done: usize,
     tries: u32,
 }
 
-impl Store {
+impl<U: Send + Sync + 'static> Store<U> {
     /// An empty store over `disk`.
     ///
     /// # Errors
     /// When a thread does not start.
-    pub fn new(disk: Box<dyn Disk>, setup: Setup) -> io::Result<Store> {
-        let Setup { layers, experts, used, units, budget_bytes, policy, verify_reads, threads } = setup;
+    pub fn new(disk: Box<dyn Disk>, setup: Setup<U>) -> io::Result<Store<U>> {
+        let Setup { layers, experts, used, units, budget_bytes, carry, policy, verify_reads, threads } = setup;
+        let largest_part = units.iter().flatten().map(Part::room).max().unwrap_or(0);
+        let most_parts = units.iter().map(Vec::len).max().unwrap_or(0);
+        let memory_bytes = if carry.is_some() { ON_THEIR_WAY * most_parts * largest_part } else { budget_bytes };
         let state = State {
             places: units.iter().map(|_| Place::Absent).collect(),
             pins: vec![0; units.len()],
@@ -267,6 +335,7 @@ impl Store {
             in_hand: 0,
             spare: Vec::new(),
             held_bytes: 0,
+            carried_bytes: 0,
             ahead_bytes: 0,
             ranking: Ranking::new(policy, layers, experts, used),
             learnt: units.iter().map(|parts| vec![None; parts.len()]).collect(),
@@ -283,6 +352,9 @@ impl Store {
             experts,
             used,
             budget_bytes,
+            memory_bytes,
+            largest_part,
+            carry,
             verify_reads,
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -306,7 +378,12 @@ impl Store {
         self.shared.lock().held_bytes
     }
 
-    /// Bytes that it may take.
+    /// Bytes of the units that are carried elsewhere, or on their way.
+    pub fn carried_bytes(&self) -> usize {
+        self.shared.lock().carried_bytes
+    }
+
+    /// Bytes that units may take, wherever they are.
     pub fn budget_bytes(&self) -> usize {
         self.shared.budget_bytes
     }
@@ -315,12 +392,12 @@ impl Store {
     ///
     /// # Errors
     /// What `client` returns, or what kept an expert from being read. The store stays as good as before.
-    pub fn visit<C: Client>(&self, visit: Visit<'_>, client: &mut C) -> Result<(), C::Error> {
+    pub fn visit<C: Client<U>>(&self, visit: Visit<'_>, client: &mut C) -> Result<(), C::Error> {
         self.shared.visit(visit, client)
     }
 }
 
-impl Drop for Store {
+impl<U> Drop for Store<U> {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.work.notify_all();
@@ -330,16 +407,26 @@ impl Drop for Store {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<U> Shared<U> {
+    fn lock(&self) -> MutexGuard<'_, State<U>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that a unit takes of the budget.
+    fn room(&self, unit: usize) -> usize {
+        self.units[unit].iter().map(Part::room).sum()
+    }
+
+    /// Bytes of a buffer for `part`. Those that are emptied at once are of one size, and so do for every part.
+    fn buffer_bytes(&self, part: &Part) -> usize {
+        if self.carry.is_some() { self.largest_part } else { part.room() }
     }
 
     fn unit(&self, layer: usize, id: u32) -> usize {
         layer * self.experts + id as usize
     }
 
-    fn visit<C: Client>(&self, visit: Visit<'_>, client: &mut C) -> Result<(), C::Error> {
+    fn visit<C: Client<U>>(&self, visit: Visit<'_>, client: &mut C) -> Result<(), C::Error> {
         let Visit { layer, ids, odds, mut next } = visit;
         let mut s = self.lock();
         s.ranking.visit(layer, ids, odds, self.used);
@@ -364,10 +451,10 @@ impl Shared {
             if let Some(at) = todo.iter().position(|&id| matches!(s.places[self.unit(layer, id)], Place::Ready { .. })) {
                 let id = todo.remove(at);
                 let unit = self.unit(layer, id);
-                let parts = s.take_up(unit);
+                let Some(there) = self.take_up(&mut s, unit) else { continue };
                 drop(s);
-                let worked = client.work(id, &parts);
-                drop(parts);
+                let worked = client.work(id, &there);
+                drop(there);
                 s = self.lock();
                 s.pins[unit] -= 1;
                 self.done.notify_all();
@@ -385,7 +472,7 @@ impl Shared {
             let waiting = s.in_hand > 0 || s.places.iter().any(|p| matches!(p, Place::Reading(_)));
             let others = s.pins.iter().map(|&n| n as usize).sum::<usize>() > todo.len();
             if !waiting && !others {
-                let need = self.units[self.unit(layer, id)].iter().map(Part::room).sum();
+                let need = self.room(self.unit(layer, id));
                 break Err((id, Failure::Budget { need, budget: self.budget_bytes }).into());
             }
             let start = Instant::now();
@@ -399,7 +486,7 @@ impl Shared {
     }
 
     /// Gives up what is read ahead of this layer's visit and not wanted after all.
-    fn give_up_wrong(&self, s: &mut State, layer: usize, ids: &[u32]) {
+    fn give_up_wrong(&self, s: &mut State<U>, layer: usize, ids: &[u32]) {
         for id in (0..self.experts as u32).filter(|id| !ids.contains(id)) {
             let unit = self.unit(layer, id);
             if s.pins[unit] == 0 {
@@ -409,13 +496,13 @@ impl Shared {
     }
 
     /// Stops reading `unit` if it is a guess. Buffers of parts that a thread has in hand come back later.
-    fn give_up(&self, s: &mut State, unit: usize) -> bool {
-        if !matches!(&s.places[unit], Place::Reading(r) if r.ahead) {
+    fn give_up(&self, s: &mut State<U>, unit: usize) -> bool {
+        if !matches!(&s.places[unit], Place::Reading(r) if r.ahead && !r.carried) {
             return false;
         }
         let Place::Reading(reading) = std::mem::replace(&mut s.places[unit], Place::Absent) else { return false };
-        let room: usize = self.units[unit].iter().map(Part::room).sum();
-        s.ahead_bytes -= room;
+        s.ahead_bytes -= self.room(unit);
+        self.uncarried(s, unit);
         for (part, buffer) in reading.parts.into_iter().enumerate() {
             if let Some(buffer) = buffer {
                 s.stats.wasted_bytes += self.units[unit][part].bytes as u64;
@@ -432,11 +519,11 @@ impl Shared {
     }
 
     /// Makes a guess that came true something that is wanted.
-    fn promote(&self, s: &mut State, unit: usize) {
+    fn promote(&self, s: &mut State<U>, unit: usize) {
         let Place::Reading(reading) = &mut s.places[unit] else { return };
         if std::mem::take(&mut reading.ahead) {
             let ticket = reading.ticket;
-            s.ahead_bytes -= self.units[unit].iter().map(Part::room).sum::<usize>();
+            s.ahead_bytes -= self.room(unit);
             let (mine, left) = std::mem::take(&mut s.ahead).into_iter().partition::<Vec<_>, _>(|job| job.ticket == ticket);
             s.ahead = left.into();
             s.wanted.extend(mine);
@@ -445,34 +532,43 @@ impl Shared {
     }
 
     /// Begins to read `unit`; false when it has no room. As a guess, only what is worth less than `ahead` gives way to it.
-    fn start<C: Client>(&self, s: &mut State, unit: usize, ahead: Option<Option<f64>>, client: &mut C) -> bool {
+    fn start<C: Client<U>>(&self, s: &mut State<U>, unit: usize, ahead: Option<Option<f64>>, client: &mut C) -> bool {
         let parts = &self.units[unit];
         loop {
             // Buffers of the very size first.
             let mut found = vec![None; parts.len()];
             for (at, buffer) in s.spare.iter().enumerate() {
-                let len = buffer.as_slice().len();
-                if let Some(part) = (0..parts.len()).find(|&p| found[p].is_none() && parts[p].room() == len) {
+                if let Some(part) = (0..parts.len()).find(|&p| found[p].is_none() && self.buffer_bytes(&parts[p]) == buffer.len()) {
                     found[part] = Some(at);
                 }
             }
-            let missing: usize = found.iter().zip(parts).filter(|(f, _)| f.is_none()).map(|(_, p)| p.room()).sum();
-            if s.held_bytes + missing <= self.budget_bytes {
-                self.enqueue(s, unit, &found, ahead.is_some());
-                return true;
-            }
-            if let Some(at) = (0..s.spare.len()).find(|at| !found.contains(&Some(*at))) {
-                s.held_bytes -= s.spare.swap_remove(at).as_slice().len();
-                continue;
-            }
-            if !self.make_room(s, ahead, client) {
+            let missing: usize = found.iter().zip(parts).filter(|(f, _)| f.is_none()).map(|(_, p)| self.buffer_bytes(p)).sum();
+            let room = match &self.carry {
+                _ if s.held_bytes + missing > self.memory_bytes => {
+                    if let Some(at) = (0..s.spare.len()).find(|at| !found.contains(&Some(*at))) {
+                        s.held_bytes -= s.spare.swap_remove(at).len();
+                        continue;
+                    }
+                    match self.carry {
+                        // Buffers come free by themselves; sooner when a guess gives way to what is wanted.
+                        Some(_) => ahead.is_none() && self.give_up_any(s),
+                        None => self.make_room(s, ahead, client),
+                    }
+                }
+                Some(_) if s.carried_bytes + self.room(unit) > self.budget_bytes => self.make_room(s, ahead, client),
+                _ => {
+                    self.enqueue(s, unit, &found, ahead.is_some());
+                    return true;
+                }
+            };
+            if !room {
                 return false;
             }
         }
     }
 
     /// Has the unit that is worth least give way; false when none may.
-    fn make_room<C: Client>(&self, s: &mut State, ahead: Option<Option<f64>>, client: &mut C) -> bool {
+    fn make_room<C: Client<U>>(&self, s: &mut State<U>, ahead: Option<Option<f64>>, client: &mut C) -> bool {
         let mut ready: Vec<(f64, usize)> = (0..self.units.len())
             .filter(|&unit| s.pins[unit] == 0 && matches!(s.places[unit], Place::Ready { .. }))
             .map(|unit| (s.ranking.worth(unit / self.experts, (unit % self.experts) as u32), unit))
@@ -488,39 +584,59 @@ impl Shared {
             }
         }
         // A guess gives way to what is wanted.
-        ahead.is_none() && (0..self.units.len()).any(|unit| s.pins[unit] == 0 && self.give_up(s, unit))
+        ahead.is_none() && self.give_up_any(s)
     }
 
-    fn evict(&self, s: &mut State, unit: usize) {
-        let Place::Ready { parts, ahead } = std::mem::replace(&mut s.places[unit], Place::Absent) else { return };
+    /// Stops reading a guess; false when there is none.
+    fn give_up_any(&self, s: &mut State<U>) -> bool {
+        (0..self.units.len()).any(|unit| s.pins[unit] == 0 && self.give_up(s, unit))
+    }
+
+    /// `unit` is not carried any more, nor going to be.
+    fn uncarried(&self, s: &mut State<U>, unit: usize) {
+        if self.carry.is_some() {
+            s.carried_bytes -= self.room(unit);
+        }
+    }
+
+    fn evict(&self, s: &mut State<U>, unit: usize) {
+        let Place::Ready { unit: there, ahead } = std::mem::replace(&mut s.places[unit], Place::Absent) else { return };
         if ahead {
             s.stats.wasted_bytes += self.units[unit].iter().map(|p| p.bytes as u64).sum::<u64>();
-            s.ahead_bytes -= self.units[unit].iter().map(Part::room).sum::<usize>();
+            s.ahead_bytes -= self.room(unit);
         }
-        for (bytes, part) in parts.into_iter().zip(&self.units[unit]) {
-            match Arc::into_inner(bytes) {
-                Some(buffer) => s.spare.push(buffer),
-                // Somebody still holds it; it is theirs then.
-                None => s.held_bytes -= part.room(),
-            }
+        self.uncarried(s, unit);
+        let Unit::Read(parts) = there else { return };
+        for bytes in parts {
+            self.put_back(s, Buffer { _pin: None, bytes });
+        }
+    }
+
+    /// A buffer is nobody's again, unless somebody still holds it; it is theirs then.
+    fn put_back(&self, s: &mut State<U>, mut buffer: Buffer) {
+        match Arc::get_mut(&mut buffer.bytes) {
+            Some(_) => s.spare.push(buffer),
+            None => s.held_bytes -= buffer.len(),
         }
     }
 
     /// Queues the parts of `unit`, with the spare buffers at `found` and new ones; without memory for these the unit has failed.
-    fn enqueue(&self, s: &mut State, unit: usize, found: &[Option<usize>], ahead: bool) {
+    fn enqueue(&self, s: &mut State<U>, unit: usize, found: &[Option<usize>], ahead: bool) {
         let parts = &self.units[unit];
         let mut buffers = Vec::with_capacity(parts.len());
         for (part, found) in parts.iter().zip(found) {
             let buffer = match found {
-                Some(at) => std::mem::replace(&mut s.spare[*at], Bytes::owned(&[])),
-                None => match Bytes::pages(part.room()) {
-                    Ok(pages) => {
-                        s.held_bytes += part.room();
-                        pages
+                Some(at) => std::mem::replace(&mut s.spare[*at], Buffer { _pin: None, bytes: Arc::new(Bytes::owned(&[])) }),
+                None => match Bytes::pages(self.buffer_bytes(part)) {
+                    Ok(mut pages) => {
+                        let pin = self.carry.as_ref().zip(pages.as_mut_slice()).and_then(|(carry, memory)| carry.pin(memory));
+                        let buffer = Buffer { _pin: pin, bytes: Arc::new(pages) };
+                        s.held_bytes += buffer.len();
+                        buffer
                     }
                     Err(e) => {
                         s.spare.extend(buffers);
-                        s.spare.retain(|b| !b.as_slice().is_empty());
+                        s.spare.retain(|b| b.len() > 0);
                         s.places[unit] = Place::Failed(Failure::Io(e));
                         return;
                     }
@@ -528,23 +644,27 @@ impl Shared {
             };
             buffers.push(buffer);
         }
-        s.spare.retain(|b| !b.as_slice().is_empty());
+        s.spare.retain(|b| b.len() > 0);
+        if self.carry.is_some() {
+            s.carried_bytes += self.room(unit);
+        }
         s.tickets += 1;
         let ticket = s.tickets;
         let jobs = buffers.into_iter().enumerate().map(|(part, buffer)| Job { ticket, unit, part, buffer, done: 0, tries: 0 });
         if ahead {
-            s.ahead_bytes += parts.iter().map(Part::room).sum::<usize>();
+            s.ahead_bytes += self.room(unit);
             s.ahead.extend(jobs);
         } else {
             s.wanted.extend(jobs);
         }
         let left = parts.len();
-        s.places[unit] = Place::Reading(Reading { ticket, parts: (0..left).map(|_| None).collect(), left, ahead });
+        let parts = (0..left).map(|_| None).collect();
+        s.places[unit] = Place::Reading(Reading { ticket, parts, left, ahead, carried: false });
         self.work.notify_all();
     }
 
     /// Begins to read what the next layer will want.
-    fn start_guess<C: Client>(&self, s: &mut State, guess: Guess<'_>, client: &mut C) {
+    fn start_guess<C: Client<U>>(&self, s: &mut State<U>, guess: Guess<'_>, client: &mut C) {
         if !guess.certain {
             s.guess.0 = guess.layer;
             s.guess.1.clear();
@@ -554,8 +674,7 @@ impl Shared {
         let limit = s.ranking.worth_ahead(guess.layer, p);
         for &id in guess.ids {
             let unit = self.unit(guess.layer, id);
-            let room: usize = self.units[unit].iter().map(Part::room).sum();
-            if s.ahead_bytes + room > self.budget_bytes / AHEAD_SHARE {
+            if s.ahead_bytes + self.room(unit) > self.budget_bytes / AHEAD_SHARE {
                 break;
             }
             if matches!(s.places[unit], Place::Absent) && !self.start(s, unit, Some(limit), client) {
@@ -584,7 +703,7 @@ impl Shared {
     }
 
     /// Reads a piece of `job` and puts it back, or all the rest of it.
-    fn read_job<'a>(&'a self, mut s: MutexGuard<'a, State>, mut job: Job) -> MutexGuard<'a, State> {
+    fn read_job<'a>(&'a self, mut s: MutexGuard<'a, State<U>>, mut job: Job) -> MutexGuard<'a, State<U>> {
         let part = &self.units[job.unit][job.part];
         loop {
             let ahead = match &s.places[job.unit] {
@@ -627,8 +746,7 @@ impl Shared {
                 }
             }
             if whole {
-                self.arrive(&mut s, job);
-                return s;
+                return self.arrive(s, job);
             }
         }
     }
@@ -636,7 +754,8 @@ impl Shared {
     /// Reads the next `most` bytes of a part.
     fn read_piece(&self, part: &Part, job: &mut Job, most: usize) -> io::Result<usize> {
         let start = part.offset - part.skip() as u64;
-        let Some(buffer) = job.buffer.as_mut_slice() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let buffer = Arc::get_mut(&mut job.buffer.bytes).and_then(Bytes::as_mut_slice);
+        let Some(buffer) = buffer else { return Err(io::ErrorKind::InvalidInput.into()) };
         let end = part.room().min(job.done + most);
         let read = self.disk.read_at(&mut buffer[job.done..end], start + job.done as u64)?;
         let there = job.done + read;
@@ -658,7 +777,7 @@ impl Shared {
         if (compared || part.checksums.is_empty()) && !self.verify_reads {
             return Ok(());
         }
-        let bytes = &job.buffer.as_slice()[part.skip()..part.skip() + part.bytes];
+        let bytes = &job.buffer.bytes.as_slice()[part.skip()..part.skip() + part.bytes];
         for (range, expected) in &part.checksums {
             let found = xxh3_64(&bytes[range.clone()]);
             if found != *expected {
@@ -678,40 +797,67 @@ impl Shared {
         Ok(())
     }
 
-    fn arrive(&self, s: &mut State, job: Job) {
-        let State { places, .. } = s;
-        let place = &mut places[job.unit];
-        if let Place::Reading(reading) = place
-            && reading.ticket == job.ticket
-        {
-            reading.parts[job.part] = Some(job.buffer);
-            reading.left -= 1;
-            if reading.left == 0 {
-                let ahead = reading.ahead;
-                let parts = std::mem::take(&mut reading.parts).into_iter().flatten().map(Arc::new).collect();
-                *place = Place::Ready { parts, ahead };
+    /// A part is there. With the last one its unit is, once it has been carried to where it belongs.
+    fn arrive<'a>(&'a self, mut s: MutexGuard<'a, State<U>>, job: Job) -> MutexGuard<'a, State<U>> {
+        let (unit, ticket) = (job.unit, job.ticket);
+        let reading = match &mut s.places[unit] {
+            Place::Reading(reading) if reading.ticket == ticket => reading,
+            _ => {
+                s.stats.wasted_bytes += job.done as u64;
+                s.spare.push(job.buffer);
                 self.done.notify_all();
+                return s;
             }
-        } else {
-            s.stats.wasted_bytes += job.done as u64;
-            s.spare.push(job.buffer);
-            self.done.notify_all();
+        };
+        reading.parts[job.part] = Some(job.buffer);
+        reading.left -= 1;
+        if reading.left > 0 {
+            return s;
         }
+        let buffers: Vec<Buffer> = std::mem::take(&mut reading.parts).into_iter().flatten().collect();
+        let Some(carry) = &self.carry else {
+            let ahead = reading.ahead;
+            let parts = buffers.into_iter().map(|buffer| buffer.bytes).collect();
+            s.places[unit] = Place::Ready { unit: Unit::Read(parts), ahead };
+            self.done.notify_all();
+            return s;
+        };
+        reading.carried = true;
+        drop(s);
+        let parts: Vec<Arc<Bytes>> = buffers.iter().map(|buffer| Arc::clone(&buffer.bytes)).collect();
+        let carried = carry.carry(unit, &parts);
+        drop(parts);
+        s = self.lock();
+        for buffer in buffers {
+            self.put_back(&mut s, buffer);
+        }
+        // It may have become wanted meanwhile.
+        let ahead = matches!(&s.places[unit], Place::Reading(reading) if reading.ahead);
+        match carried {
+            Ok(made) => s.places[unit] = Place::Ready { unit: Unit::Carried(Arc::new(made)), ahead },
+            Err(failure) => self.failed(&mut s, unit, ahead, failure),
+        }
+        self.done.notify_all();
+        s
+    }
+
+    /// Unit `unit` is not to be had. Whoever wants it is told; a guess that fails is tried again when it is wanted.
+    fn failed(&self, s: &mut State<U>, unit: usize, ahead: bool, failure: Failure) {
+        self.uncarried(s, unit);
+        if ahead {
+            s.ahead_bytes -= self.room(unit);
+        }
+        s.places[unit] = if ahead { Place::Absent } else { Place::Failed(failure) };
     }
 
     /// Gives up a unit whose part cannot be read. Nothing of it is kept.
-    fn fail(&self, s: &mut State, job: Job, failure: Failure) {
-        let place = &mut s.places[job.unit];
-        if let Place::Reading(reading) = place
+    fn fail(&self, s: &mut State<U>, job: Job, failure: Failure) {
+        if let Place::Reading(reading) = &mut s.places[job.unit]
             && reading.ticket == job.ticket
         {
             let (ahead, ticket) = (reading.ahead, reading.ticket);
-            let buffers: Vec<Bytes> = std::mem::take(&mut reading.parts).into_iter().flatten().collect();
-            // Whoever wants it is told; a guess that fails is tried again when it is wanted.
-            *place = if ahead { Place::Absent } else { Place::Failed(failure) };
-            if ahead {
-                s.ahead_bytes -= self.units[job.unit].iter().map(Part::room).sum::<usize>();
-            }
+            let buffers: Vec<Buffer> = std::mem::take(&mut reading.parts).into_iter().flatten().collect();
+            self.failed(s, job.unit, ahead, failure);
             s.spare.extend(buffers);
             for queue in [&mut s.wanted, &mut s.ahead] {
                 let (gone, left) = std::mem::take(queue).into_iter().partition::<Vec<_>, _>(|job| job.ticket == ticket);
@@ -722,9 +868,19 @@ impl Shared {
         s.spare.push(job.buffer);
         self.done.notify_all();
     }
+
+    /// Unit `unit` for work on it; `None` when it is not there.
+    fn take_up(&self, s: &mut State<U>, unit: usize) -> Option<Unit<U>> {
+        let Place::Ready { unit: there, ahead } = &mut s.places[unit] else { return None };
+        let (there, foreseen) = (there.clone(), std::mem::take(ahead));
+        if foreseen {
+            s.ahead_bytes -= self.room(unit);
+        }
+        Some(there)
+    }
 }
 
-impl State {
+impl<U> State<U> {
     /// Notes how unit `unit` was found.
     fn count(&mut self, unit: usize) {
         match &self.places[unit] {
@@ -736,15 +892,6 @@ impl State {
         if matches!(self.places[unit], Place::Failed(_)) && self.pins[unit] == 1 {
             self.places[unit] = Place::Absent;
         }
-    }
-
-    /// The parts of a unit that is ready, for work on them.
-    fn take_up(&mut self, unit: usize) -> Vec<Arc<Bytes>> {
-        let Place::Ready { parts, ahead } = &mut self.places[unit] else { return Vec::new() };
-        if std::mem::take(ahead) {
-            self.ahead_bytes -= parts.iter().map(|p| p.as_slice().len()).sum::<usize>();
-        }
-        parts.clone()
     }
 
     /// Learns from what became of the last guess.
@@ -763,309 +910,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-    /// A file of units of one byte value each, whose reads can be made to fail, to lie, to wait.
-    #[derive(Default)]
-    struct Faulty {
-        /// Reads so far.
-        reads: AtomicU64,
-        /// Of the next reads so many fail.
-        failing: AtomicU64,
-        /// Reads of this unit fail always.
-        broken: Option<u64>,
-        /// Reads of this unit give other bytes.
-        lying: AtomicU64,
-        /// Whether reads wait.
-        closed: Mutex<bool>,
-        open: Condvar,
-        short: AtomicBool,
-    }
-
-    /// Bytes of a part of a unit; they begin 100 bytes behind a multiple of the alignment.
-    const BYTES: usize = 3 * ALIGN - 200;
-    const STEP: u64 = 4 * ALIGN as u64;
-    const NOBODY: u64 = u64::MAX;
-
-    impl Disk for Arc<Faulty> {
-        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.reads.fetch_add(1, Ordering::Relaxed);
-            let mut closed = self.closed.lock().unwrap();
-            while *closed {
-                closed = self.open.wait(closed).unwrap();
-            }
-            drop(closed);
-            assert!(
-                offset.is_multiple_of(ALIGN as u64)
-                    && buffer.len().is_multiple_of(ALIGN)
-                    && (buffer.as_ptr() as usize).is_multiple_of(ALIGN)
-            );
-            let unit = offset / STEP / 2;
-            let fails = self.failing.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
-            if fails || self.broken == Some(unit) {
-                return Err(io::Error::other("the disk is on strike"));
-            }
-            if self.short.load(Ordering::Relaxed) {
-                return Ok(ALIGN);
-            }
-            let lie = if self.lying.load(Ordering::Relaxed) == unit { 128 } else { 0 };
-            buffer.fill(value(unit as usize) ^ lie);
-            Ok(buffer.len())
-        }
-
-        fn how(&self) -> &'static str {
-            "badly"
-        }
-    }
-
-    fn value(unit: usize) -> u8 {
-        unit as u8 + 1
-    }
-
-    /// Bytes of memory of a unit.
-    const ROOM: usize = 6 * ALIGN;
-
-    fn store(disk: &Arc<Faulty>, slots: usize, change: impl FnOnce(&mut Setup)) -> Store {
-        let (layers, experts) = (3, 4);
-        let unit = |unit: usize| {
-            let part = |part: u64| Part {
-                offset: (2 * unit as u64 + part) * STEP + 100,
-                bytes: BYTES,
-                checksums: vec![(0..BYTES, xxh3_64(&vec![value(unit); BYTES]))],
-            };
-            vec![part(0), part(1)]
-        };
-        let mut setup = Setup {
-            layers,
-            experts,
-            used: 2,
-            units: (0..layers * experts).map(unit).collect(),
-            budget_bytes: slots * ROOM,
-            policy: Policy::Foresight,
-            verify_reads: false,
-            threads: 2,
-        };
-        change(&mut setup);
-        Store::new(Box::new(Arc::clone(disk)), setup).unwrap()
-    }
-
-    /// Writes down what it works on, and checks it.
-    #[derive(Default)]
-    struct Worker {
-        layer: usize,
-        worked: Vec<u32>,
-        held: Option<usize>,
-        stop_at: Option<u32>,
-    }
-
-    impl Client for Worker {
-        type Error = Said;
-
-        fn work(&mut self, id: u32, parts: &[Arc<Bytes>]) -> Result<(), Said> {
-            for part in parts {
-                assert!(part.as_slice()[100..100 + BYTES].iter().all(|&b| b == value(self.layer * 4 + id as usize)), "{id}");
-            }
-            assert_eq!(parts.len(), 2);
-            self.worked.push(id);
-            if self.stop_at == Some(id) { Err(Said(format!("{id} will not do"))) } else { Ok(()) }
-        }
-
-        fn forget(&mut self, unit: usize) -> bool {
-            self.held != Some(unit)
-        }
-    }
-
-    /// An error as text.
-    #[derive(Debug)]
-    struct Said(String);
-
-    impl From<(u32, Failure)> for Said {
-        fn from((id, failure): (u32, Failure)) -> Said {
-            Said(format!("{id}: {failure:?}"))
-        }
-    }
-
-    fn ask(store: &Store, layer: usize, ids: &[u32], next: Option<Guess<'_>>) -> Result<Vec<u32>, String> {
-        let mut worker = Worker { layer, ..Worker::default() };
-        store.visit(Visit { layer, ids, odds: &[0.25; 4], next }, &mut worker).map_err(|Said(what)| what)?;
-        worker.worked.sort_unstable();
-        Ok(worker.worked)
-    }
-
-    #[test]
-    fn what_is_there_is_not_read_again() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-        let s = store(&disk, 12, |_| {});
-        for _ in 0..3 {
-            for layer in 0..3 {
-                assert_eq!(ask(&s, layer, &[1, 3], None).unwrap(), [1, 3]);
-            }
-        }
-        let stats = s.stats();
-        assert_eq!((stats.misses, stats.hits, stats.read_bytes), (6, 12, 6 * ROOM as u64));
-        assert_eq!(s.held_bytes(), 6 * ROOM);
-    }
-
-    #[test]
-    fn any_room_for_one_will_do_and_is_never_exceeded() {
-        for slots in 1..=12 {
-            let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-            let s = store(&disk, slots, |_| {});
-            for round in 0..6u32 {
-                for layer in 0..3 {
-                    let ids: Vec<u32> = (0..4).filter(|id| round % 3 == 0 || (id + round) % 3 != 0).collect();
-                    let next = [3, 0];
-                    let guess = Guess { layer: (layer + 1) % 3, ids: &next, certain: round % 2 == 0 };
-                    assert_eq!(ask(&s, layer, &ids, Some(guess)).unwrap(), ids);
-                    assert!(s.held_bytes() <= slots * ROOM, "{slots}: {}", s.held_bytes());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn no_room_for_one_is_said() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-        let s = store(&disk, 1, |setup| setup.budget_bytes -= 1);
-        assert_eq!(ask(&s, 0, &[2], None).unwrap_err(), format!("2: Budget {{ need: {ROOM}, budget: {} }}", ROOM - 1));
-    }
-
-    #[test]
-    fn guesses_are_read_and_wrong_ones_given_up() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-        let s = store(&disk, 12, |_| {});
-        assert_eq!(ask(&s, 0, &[0], Some(Guess { layer: 1, ids: &[2, 1], certain: false })).unwrap(), [0]);
-        while s.stats().ahead_bytes < 2 * ROOM as u64 {
-            std::thread::yield_now();
-        }
-        // One came true, one not; it stays until something better comes.
-        assert_eq!(ask(&s, 1, &[2, 3], None).unwrap(), [2, 3]);
-        let stats = s.stats();
-        assert_eq!((stats.hits, stats.foreseen, stats.misses, stats.guesses, stats.guessed), (0, 1, 2, 2, 1));
-        assert_eq!(stats.read_bytes, 4 * ROOM as u64);
-
-        // With the disk closed, a guess that turns out wrong never gets read.
-        *disk.closed.lock().unwrap() = true;
-        let reads = std::thread::scope(|scope| {
-            let visitor = scope.spawn(|| ask(&s, 1, &[0], Some(Guess { layer: 2, ids: &[0, 1, 2], certain: false })));
-            while s.stats().misses < 3 {
-                std::thread::yield_now();
-            }
-            *disk.closed.lock().unwrap() = false;
-            disk.open.notify_all();
-            visitor.join().unwrap().unwrap();
-            ask(&s, 2, &[3], None).unwrap();
-            disk.reads.load(Ordering::Relaxed)
-        });
-        assert!(reads <= 2 * 9, "{reads}");
-    }
-
-    #[test]
-    fn a_read_is_tried_three_times() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), failing: 2.into(), ..Faulty::default() });
-        let s = store(&disk, 12, |setup| setup.threads = 1);
-        assert_eq!(ask(&s, 0, &[1], None).unwrap(), [1]);
-        assert_eq!(s.stats().retries, 2);
-
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), broken: Some(5), ..Faulty::default() });
-        let s = store(&disk, 12, |_| {});
-        for _ in 0..2 {
-            let error = ask(&s, 1, &[0, 1, 2], None).unwrap_err();
-            assert!(error.starts_with("1: Io") && error.contains("on strike"), "{error}");
-            // The next request is as good as any.
-            assert_eq!(ask(&s, 1, &[0, 2, 3], None).unwrap(), [0, 2, 3]);
-        }
-        assert!(disk.reads.load(Ordering::Relaxed) >= 6 + 2 * 3);
-    }
-
-    #[test]
-    fn a_guess_that_cannot_be_read_disturbs_nobody() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), broken: Some(5), ..Faulty::default() });
-        let s = store(&disk, 12, |_| {});
-        for _ in 0..3 {
-            assert_eq!(ask(&s, 0, &[0], Some(Guess { layer: 1, ids: &[1], certain: false })).unwrap(), [0]);
-            std::thread::sleep(3 * PAUSE);
-            assert_eq!(ask(&s, 1, &[0], None).unwrap(), [0]);
-        }
-    }
-
-    #[test]
-    fn other_bytes_are_noticed() {
-        let disk = Arc::new(Faulty { lying: 6.into(), ..Faulty::default() });
-        let s = store(&disk, 12, |_| {});
-        let error = ask(&s, 1, &[2], None).unwrap_err();
-        assert!(error.starts_with("2: Damaged"), "{error}");
-        disk.lying.store(NOBODY, Ordering::Relaxed);
-        assert_eq!(ask(&s, 1, &[2], None).unwrap(), [2]);
-
-        // Compared at the first read alone, unless the caller wants it always, recorded or not.
-        for (verify_reads, recorded) in [(false, true), (true, true), (true, false)] {
-            let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-            let s = store(&disk, 1, |setup| {
-                setup.verify_reads = verify_reads;
-                setup.units.iter_mut().flatten().filter(|_| !recorded).for_each(|part| part.checksums.clear());
-            });
-            ask(&s, 0, &[1], None).unwrap();
-            ask(&s, 0, &[0], None).unwrap(); // takes its room
-            disk.lying.store(1, Ordering::Relaxed);
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask(&s, 0, &[1], None)));
-            match outcome {
-                Ok(found) => assert!(verify_reads && found.unwrap_err().contains("Damaged"), "{verify_reads} {recorded}"),
-                Err(_) => assert!(!verify_reads), // the worker saw them
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_that_ends_early_is_said() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), short: true.into(), ..Faulty::default() });
-        let s = store(&disk, 12, |setup| setup.threads = 1);
-        let error = ask(&s, 0, &[0], None).unwrap_err();
-        assert!(error.contains("changed while in use: it ends at byte 4096"), "{error}");
-    }
-
-    #[test]
-    fn work_that_fails_ends_the_visit_and_nothing_else() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-        let s = store(&disk, 2, |_| {});
-        let mut worker = Worker { stop_at: Some(1), ..Worker::default() };
-        let visit = Visit { layer: 0, ids: &[0, 1, 2, 3], odds: &[0.25; 4], next: None };
-        assert_eq!(s.visit(visit, &mut worker).unwrap_err().0, "1 will not do");
-        assert_eq!(ask(&s, 0, &[0, 1, 2, 3], None).unwrap(), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn what_is_in_use_does_not_give_way() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-        let s = store(&disk, 2, |_| {});
-        ask(&s, 0, &[0, 1], None).unwrap();
-        let mut worker = Worker { layer: 1, held: Some(0), ..Worker::default() };
-        s.visit(Visit { layer: 1, ids: &[0, 1, 2], odds: &[0.25; 4], next: None }, &mut worker).unwrap();
-        let hits = s.stats().hits;
-        ask(&s, 0, &[0], None).unwrap();
-        assert_eq!(s.stats().hits, hits + 1);
-    }
-
-    #[test]
-    fn many_visitors_share_a_small_store() {
-        let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
-        let s = store(&disk, 3, |_| {});
-        std::thread::scope(|scope| {
-            for seed in 0..4u32 {
-                let s = &s;
-                scope.spawn(move || {
-                    for i in 0..60u32 {
-                        let layer = ((i + seed) % 3) as usize;
-                        let ids: Vec<u32> = (0..4).filter(|id| (i * 7 + seed + id) % 3 != 0).collect();
-                        let guess = Guess { layer: (layer + 1) % 3, ids: &[1, 2], certain: false };
-                        assert_eq!(ask(s, layer, &ids, Some(guess)).unwrap(), ids);
-                    }
-                });
-            }
-        });
-        assert!(s.held_bytes() <= 3 * ROOM);
-    }
-}
+mod tests;

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sphinx_quant::gguf::Gguf;
 use sphinx_quant::tensor::Bytes;
 use sphinx_quant::{GgmlType, Tensor};
-use sphinx_targets::{Activation, Linear, Mlp, Target};
+use sphinx_targets::{Activation, Carrier, Linear, Mlp, Pin, Target, TargetError};
 
 use super::disk::{DirectFile, Disk};
 use super::policy::Policy;
 use super::resident::part;
-use super::store::{Client, Failure, Part, Setup, Stats, Store, Visit};
+use super::store::{Carry, Client, Failure, Part, Setup, Stats, Store, Unit, Visit};
 use super::{Asked, Experts};
 use crate::source::LanguageParams;
 use crate::source::stacks::{self, Stack};
@@ -35,11 +35,11 @@ pub const READERS: usize = 4;
 
 /// The experts of a file, of which some are in memory.
 pub struct Streamed<T: Target> {
-    store: Store,
+    store: Store<Mlp<T>>,
     file: PathBuf,
     experts: usize,
-    plans: Vec<Plan>,
-    /// What the target makes of a unit that is there.
+    plans: Arc<[Plan]>,
+    /// What the target makes of a unit that is in memory.
     made: Mutex<Vec<Option<Arc<Mlp<T>>>>>,
 }
 
@@ -101,6 +101,44 @@ impl Plan {
         let start = self.parts[m.part].skip() + m.start;
         Tensor::new(&m.name, m.ty, &m.dims, Arc::clone(parts.get(m.part)?), start..start + m.bytes)
     }
+
+    /// The expert in buffers that hold the parts; `matrix` makes its matrices. Fine ones, because routers further up choose by what
+    /// experts make.
+    fn expert<T: Target>(
+        &self,
+        parts: &[Arc<Bytes>],
+        matrix: impl Fn(&[Tensor]) -> Result<T::Matrix, TargetError>,
+    ) -> Result<Mlp<T>, Unmade> {
+        let tensor = |i: usize| self.tensor(i, parts).ok_or_else(|| Unmade::Misplaced(Arc::clone(&self.matrices[i].name)));
+        let linear = |parts: &[Tensor]| matrix(parts).map(|weight| Linear { weight, bias: None }).map_err(Unmade::Target);
+        Ok(Mlp { up: linear(&[tensor(0)?, tensor(1)?])?, act: Activation::SiluGate, down: linear(&[tensor(2)?])? })
+    }
+}
+
+/// Why no expert is made of bytes that are there.
+enum Unmade {
+    /// Those of this tensor do not lie as its type asks for.
+    Misplaced(Arc<str>),
+    Target(TargetError),
+}
+
+/// Makes experts on a device of the bytes that are read for them.
+struct ToDevice<T: Target> {
+    carrier: Box<dyn Carrier<T>>,
+    plans: Arc<[Plan]>,
+}
+
+impl<T: Target> Carry<Mlp<T>> for ToDevice<T> {
+    fn carry(&self, unit: usize, parts: &[Arc<Bytes>]) -> Result<Mlp<T>, Failure> {
+        self.plans[unit].expert(parts, |tensors| self.carrier.matrix_fine(tensors)).map_err(|unmade| match unmade {
+            Unmade::Misplaced(name) => Failure::Misplaced(name),
+            Unmade::Target(e) => Failure::Device(e),
+        })
+    }
+
+    fn pin(&self, memory: &mut [u8]) -> Option<Pin> {
+        self.carrier.pin(memory)
+    }
 }
 
 impl<T: Target> Streamed<T> {
@@ -108,14 +146,14 @@ impl<T: Target> Streamed<T> {
     ///
     /// # Errors
     /// When a tensor is missing, the file cannot be opened again, or not one expert fits.
-    pub fn open(file: &Gguf, params: &LanguageParams, streaming: Streaming) -> Result<Streamed<T>> {
+    pub fn open(t: &T, file: &Gguf, params: &LanguageParams, streaming: Streaming) -> Result<Streamed<T>> {
         let io = |source| RuntimeError::Io { file: file.path().to_owned(), source };
         let disk = DirectFile::open(file.path(), file.file_bytes()).map_err(io)?;
-        Streamed::over(Box::new(disk), file, params, streaming)
+        Streamed::over(t, Box::new(disk), file, params, streaming)
     }
 
     /// The same, read from `disk`.
-    pub(crate) fn over(disk: Box<dyn Disk>, file: &Gguf, params: &LanguageParams, streaming: Streaming) -> Result<Streamed<T>> {
+    pub(crate) fn over(t: &T, disk: Box<dyn Disk>, file: &Gguf, params: &LanguageParams, streaming: Streaming) -> Result<Streamed<T>> {
         let mut plans = Vec::with_capacity(params.layers * params.experts);
         for layer in 0..params.layers {
             let [gate, up, down] = Stack::ALL.map(|stack| stacks::runs(file, stack, layer, params.experts));
@@ -128,19 +166,23 @@ impl<T: Target> Streamed<T> {
             }
         }
         let how = disk.how();
+        let plans: Arc<[Plan]> = plans.into();
+        let carry = t.carrier().map(|carrier| Box::new(ToDevice { carrier, plans: Arc::clone(&plans) }) as Box<dyn Carry<Mlp<T>>>);
+        let place = if carry.is_some() { "on the device" } else { "in memory" };
         let setup = Setup {
             layers: params.layers,
             experts: params.experts,
             used: params.experts_used,
             units: plans.iter().map(|p| p.parts.clone()).collect(),
             budget_bytes: streaming.cache_bytes,
+            carry,
             policy: streaming.policy,
             verify_reads: streaming.verify_reads,
             threads: streaming.readers,
         };
         let store = Store::new(disk, setup).map_err(|source| RuntimeError::Io { file: file.path().to_owned(), source })?;
         tracing::info!(
-            "experts are read {how} into a cache of {} MiB ({} of {} experts), policy {}",
+            "experts are read {how} into a cache of {} MiB {place} ({} of {} experts), policy {}",
             streaming.cache_bytes >> 20,
             streaming.cache_bytes / largest(&plans).max(1),
             plans.len(),
@@ -155,9 +197,19 @@ impl<T: Target> Streamed<T> {
         self.store.stats()
     }
 
-    /// Bytes of the cache: taken, and allowed.
-    pub fn cache_bytes(&self) -> (usize, usize) {
-        (self.store.held_bytes(), self.store.budget_bytes())
+    /// Bytes of memory that the cache has taken: all of it, or buffers on the way to the device.
+    pub fn held_bytes(&self) -> usize {
+        self.store.held_bytes()
+    }
+
+    /// Bytes of the experts that are on the device, or on their way.
+    pub fn device_bytes(&self) -> usize {
+        self.store.carried_bytes()
+    }
+
+    /// Bytes that the cache may take, wherever it is.
+    pub fn budget_bytes(&self) -> usize {
+        self.store.budget_bytes()
     }
 
     fn made(&self) -> MutexGuard<'_, Vec<Option<Arc<Mlp<T>>>>> {
@@ -190,10 +242,14 @@ impl From<(u32, Failure)> for Ended {
     }
 }
 
-impl<T: Target> Client for Visitor<'_, T> {
+impl<T: Target> Client<Mlp<T>> for Visitor<'_, T> {
     type Error = Ended;
 
-    fn work(&mut self, id: u32, parts: &[Arc<Bytes>]) -> Result<(), Ended> {
+    fn work(&mut self, id: u32, there: &Unit<Mlp<T>>) -> Result<(), Ended> {
+        let parts = match there {
+            Unit::Carried(expert) => return (self.work)(id, expert).map_err(Ended::Work),
+            Unit::Read(parts) => parts,
+        };
         let unit = self.layer * self.streamed.experts + id as usize;
         let there = self.streamed.made()[unit].clone();
         let expert = match there {
@@ -219,18 +275,14 @@ impl<T: Target> Client for Visitor<'_, T> {
 
 impl<T: Target> Streamed<T> {
     fn make(&self, t: &T, unit: usize, parts: &[Arc<Bytes>]) -> Result<Mlp<T>> {
-        let plan = &self.plans[unit];
-        let tensor = |i: usize| {
-            let name = &plan.matrices[i].name;
-            plan.tensor(i, parts).ok_or_else(|| RuntimeError::Invalid {
-                file: self.file.clone(),
-                what: format!("tensor \"{name}\" does not lie as its type asks for"),
-                remedy: "the file is damaged; convert it again",
-            })
-        };
-        // Fine, because routers further up choose by what experts make.
-        let linear = |parts: &[Tensor]| t.matrix_fine(parts).map(|weight| Linear { weight, bias: None });
-        Ok(Mlp { up: linear(&[tensor(0)?, tensor(1)?])?, act: Activation::SiluGate, down: linear(&[tensor(2)?])? })
+        self.plans[unit].expert(parts, |tensors| t.matrix_fine(tensors)).map_err(|unmade| match unmade {
+            Unmade::Misplaced(name) => self.failed(unit / self.experts, (unit % self.experts) as u32, Failure::Misplaced(name)),
+            Unmade::Target(e) => e.into(),
+        })
+    }
+
+    fn failed(&self, layer: usize, expert: u32, failure: Failure) -> RuntimeError {
+        RuntimeError::Expert { file: self.file.clone(), layer, expert, failure }
     }
 }
 
@@ -241,7 +293,7 @@ impl<T: Target> Experts<T> for Streamed<T> {
         let mut visitor = Visitor { streamed: self, t, layer, work };
         self.store.visit(visit, &mut visitor).map_err(|ended| match ended {
             Ended::Work(e) => e,
-            Ended::Store(expert, failure) => RuntimeError::Expert { file: self.file.clone(), layer, expert, failure },
+            Ended::Store(expert, failure) => self.failed(layer, expert, failure),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Weight matrices: blocks in the mapped file, taken apart by candle where they are used.
 
 use std::borrow::Cow;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
@@ -10,8 +10,10 @@ use sphinx_quant::{GgmlType, Tensor as Stored};
 use super::{CandleTarget, refused, require};
 use crate::{Linear, Result};
 
-/// A tile of rows is taken apart into at most about this many bytes of `f32`.
+/// A tile of rows is taken apart into at most about this many bytes of `f32`: in the processor's memory, and in a GPU's, which is
+/// asked for little at a time at a loss.
 const TILE_BYTES: usize = if cfg!(test) { 200 } else { 32 << 20 };
+const GPU_TILE_BYTES: usize = 256 << 20;
 
 /// A matrix `[outputs, inputs]`: tensors of a file, stacked.
 #[derive(Debug)]
@@ -27,7 +29,11 @@ pub struct CandleMatrix {
 
 #[derive(Debug)]
 struct Part {
-    stored: Stored,
+    ty: GgmlType,
+    rows: usize,
+    cols: usize,
+    /// The file's bytes, unless the device alone has them.
+    stored: Option<Stored>,
     /// Made at the first use, where weights cannot be used from the file.
     held: OnceLock<Held>,
 }
@@ -35,13 +41,14 @@ struct Part {
 #[derive(Debug)]
 enum Held {
     /// Blocks on the device, in tiles.
-    Tiles(Vec<QTensor>),
+    Tiles(Vec<Arc<QTensor>>),
     /// Blocks for candle's quantised product.
     Product(QMatMul),
 }
 
 impl CandleMatrix {
-    pub(super) fn new(parts: &[Stored], device: &Device, quantized_matmul: bool) -> Result<CandleMatrix> {
+    /// `copies`: weights are copied to the device.
+    pub(super) fn new(parts: &[Stored], quantized_matmul: bool, copies: bool) -> Result<CandleMatrix> {
         let first = parts.first().ok_or_else(|| refused("matrix", "no parts"))?;
         let mut outputs = 0usize;
         for part in parts {
@@ -52,8 +59,25 @@ impl CandleMatrix {
             outputs += part.rows();
         }
         let inputs = first.cols();
-        let parts = parts.iter().map(|stored| Part { stored: stored.clone(), held: OnceLock::new() }).collect();
-        Ok(CandleMatrix { parts, outputs, inputs, product: quantized_matmul, mapped: device.is_cpu() && !quantized_matmul })
+        let part = |t: &Stored| Part { ty: t.ty(), rows: t.rows(), cols: t.cols(), stored: Some(t.clone()), held: OnceLock::new() };
+        let parts = parts.iter().map(part).collect();
+        Ok(CandleMatrix { parts, outputs, inputs, product: quantized_matmul, mapped: !copies && !quantized_matmul })
+    }
+
+    /// With its weights on the device, where `bring` takes bytes and rows of tiles, their columns and format. The file's bytes are
+    /// let go.
+    pub(super) fn brought(
+        mut self,
+        device: &Device,
+        mut bring: impl FnMut(&mut dyn Iterator<Item = (&[u8], usize)>, usize, GgmlType) -> Result<Vec<QTensor>>,
+    ) -> Result<CandleMatrix> {
+        for part in &mut self.parts {
+            let tiles = bring(&mut part.tiles(device)?, part.cols, part.ty)?;
+            let held = Held::Tiles(tiles.into_iter().map(Arc::new).collect());
+            part.held = OnceLock::from(held);
+            part.stored = None;
+        }
+        Ok(self)
     }
 
     pub(super) fn outputs(&self) -> usize {
@@ -66,11 +90,11 @@ impl CandleMatrix {
 
     /// Row `row` `[1, inputs]`; the caller has checked that it exists.
     pub(super) fn row(&self, mut row: usize, device: &Device) -> Result<Tensor> {
-        for Part { stored, .. } in &self.parts {
-            if row < stored.rows() {
-                return dequantized(stored.ty(), stored.row(row), 1, self.inputs, device);
+        for part in &self.parts {
+            if row < part.rows {
+                return dequantized(part.ty, part.stored()?.row(row), 1, self.inputs, device);
             }
-            row -= stored.rows();
+            row -= part.rows;
         }
         Err(refused("embed", "a row past the table"))
     }
@@ -86,16 +110,22 @@ impl CandleMatrix {
                 Ok(())
             };
             if self.mapped {
-                for (bytes, rows) in part.tiles() {
-                    by_dequantized(dequantized(part.stored.ty(), bytes, rows, self.inputs, device)?)?;
+                for (bytes, rows) in part.tiles(device)? {
+                    by_dequantized(dequantized(part.ty, bytes, rows, self.inputs, device)?)?;
                 }
                 continue;
             }
             match part.held(device, self.product)? {
+                Held::Tiles(tiles) if x.dim(0)? == 1 && part.takes_a_row(device) => {
+                    for tile in tiles {
+                        each(col, QMatMul::from_arc(Arc::clone(tile))?.forward(&x)?)?;
+                        col += tile.shape().dims2()?.0;
+                    }
+                }
                 Held::Tiles(tiles) => tiles.iter().try_for_each(|tile| by_dequantized(tile.dequantize(device)?))?,
                 Held::Product(weight) => {
                     each(col, weight.forward(&x)?)?;
-                    col += part.stored.rows();
+                    col += part.rows;
                 }
             }
         }
@@ -104,22 +134,41 @@ impl CandleMatrix {
 }
 
 impl Part {
+    /// The file's bytes.
+    fn stored(&self) -> Result<&Stored> {
+        self.stored.as_ref().ok_or_else(|| refused("matrix", "its weights are on the device alone"))
+    }
+
+    /// Whether candle's quantised product of one row with these blocks leaves the row as it is, so that it does for weights that must
+    /// not meet rounded activations and spares taking them apart.
+    fn takes_a_row(&self, device: &Device) -> bool {
+        match device {
+            Device::Cpu => false,
+            // As long as `CandleTarget::matrix_fine` has told candle so; its kernels go by 64 columns.
+            Device::Cuda(_) => !self.ty.is_float() && self.cols.is_multiple_of(64),
+            Device::Metal(_) => !self.ty.is_float(),
+        }
+    }
+
     /// Bytes and rows of each tile.
-    fn tiles(&self) -> impl Iterator<Item = (&[u8], usize)> {
-        let row_bytes = self.stored.row_bytes();
-        let rows = (TILE_BYTES / 4 / self.stored.cols()).max(1);
-        self.stored.bytes().chunks(rows * row_bytes).map(move |bytes| (bytes, bytes.len() / row_bytes))
+    fn tiles(&self, device: &Device) -> Result<impl Iterator<Item = (&[u8], usize)>> {
+        let stored = self.stored()?;
+        let row_bytes = stored.row_bytes();
+        let bytes = if device.is_cpu() { TILE_BYTES } else { GPU_TILE_BYTES };
+        let rows = (bytes / 4 / self.cols).max(1);
+        Ok(stored.bytes().chunks(rows * row_bytes).map(move |bytes| (bytes, bytes.len() / row_bytes)))
     }
 
     fn held(&self, device: &Device, product: bool) -> Result<&Held> {
         if let Some(held) = self.held.get() {
             return Ok(held);
         }
-        let (ty, cols) = (self.stored.ty(), self.stored.cols());
+        let (ty, cols) = (self.ty, self.cols);
         let held = if product {
-            Held::Product(QMatMul::from_qtensor(blocks(ty, self.stored.bytes(), self.stored.rows(), cols, device)?)?)
+            Held::Product(QMatMul::from_qtensor(blocks(ty, self.stored()?.bytes(), self.rows, cols, device)?)?)
         } else {
-            Held::Tiles(self.tiles().map(|(bytes, rows)| blocks(ty, bytes, rows, cols, device)).collect::<Result<_>>()?)
+            let tile = |(bytes, rows)| blocks(ty, bytes, rows, cols, device).map(Arc::new);
+            Held::Tiles(self.tiles(device)?.map(tile).collect::<Result<_>>()?)
         };
         Ok(self.held.get_or_init(|| held))
     }
@@ -146,7 +195,7 @@ impl Linear<CandleTarget> {
 }
 
 /// candle's name of a format.
-fn dtype(ty: GgmlType) -> GgmlDType {
+pub(super) fn dtype(ty: GgmlType) -> GgmlDType {
     match ty {
         GgmlType::F32 => GgmlDType::F32,
         GgmlType::F16 => GgmlDType::F16,
@@ -165,7 +214,7 @@ fn dtype(ty: GgmlType) -> GgmlDType {
 }
 
 /// A copy of `bytes`, whole rows of a stored tensor and hence aligned for its format, as candle's blocks.
-fn blocks(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<QTensor> {
+pub(super) fn blocks(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<QTensor> {
     let storage = QStorage::from_data(Cow::Borrowed(bytes), device, dtype(ty))?;
     Ok(QTensor::new(storage, (rows, cols))?)
 }
@@ -199,13 +248,14 @@ mod tests {
             let pieces = columns.len();
             (pieces, Tensor::cat(&columns, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
         };
-        let mapped = CandleMatrix::new(&parts, &Device::Cpu, false).unwrap();
+        let mapped = CandleMatrix::new(&parts, false, false).unwrap();
         let (pieces, wanted) = product(&mapped);
         assert!(pieces > 2, "{pieces} tiles of two parts");
-        let held = CandleMatrix { mapped: false, ..CandleMatrix::new(&parts, &Device::Cpu, false).unwrap() };
+        let held = CandleMatrix::new(&parts, false, true).unwrap();
         assert_eq!(product(&held), (pieces, wanted.clone()));
         assert_eq!(product(&held).1, wanted, "and again from what is held");
-        let quantised = CandleMatrix::new(&parts, &Device::Cpu, true).unwrap();
+        assert!(held.row(8, &Device::Cpu).is_ok());
+        let quantised = CandleMatrix::new(&parts, true, false).unwrap();
         let (pieces, found) = product(&quantised);
         assert_eq!(pieces, 2);
         for (found, wanted) in found.iter().zip(&wanted) {
