@@ -87,6 +87,16 @@ fn store(disk: &Arc<Faulty>, slots: usize, change: impl FnOnce(&mut Setup<u8>)) 
     Store::new(Box::new(Arc::clone(disk)), setup).unwrap()
 }
 
+/// Waits for what other threads do, and not for ever.
+#[track_caller]
+fn until(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "it does not come about");
+        std::thread::yield_now();
+    }
+}
+
 /// Writes down what it works on, and checks it.
 #[derive(Default)]
 struct Worker {
@@ -179,9 +189,7 @@ fn guesses_are_read_and_wrong_ones_given_up() {
     let disk = Arc::new(Faulty { lying: NOBODY.into(), ..Faulty::default() });
     let s = store(&disk, 12, |_| {});
     assert_eq!(ask(&s, 0, &[0], Some(Guess { layer: 1, ids: &[2, 1], certain: false })).unwrap(), [0]);
-    while s.stats().ahead_bytes < 2 * ROOM as u64 {
-        std::thread::yield_now();
-    }
+    until(|| s.stats().ahead_bytes >= 2 * ROOM as u64);
     // One came true, one not; it stays until something better comes.
     assert_eq!(ask(&s, 1, &[2, 3], None).unwrap(), [2, 3]);
     let stats = s.stats();
@@ -192,9 +200,7 @@ fn guesses_are_read_and_wrong_ones_given_up() {
     *disk.closed.lock().unwrap() = true;
     let reads = std::thread::scope(|scope| {
         let visitor = scope.spawn(|| ask(&s, 1, &[0], Some(Guess { layer: 2, ids: &[0, 1, 2], certain: false })));
-        while s.stats().misses < 3 {
-            std::thread::yield_now();
-        }
+        until(|| s.stats().misses >= 3);
         *disk.closed.lock().unwrap() = false;
         disk.open.notify_all();
         visitor.join().unwrap().unwrap();
@@ -435,9 +441,7 @@ fn what_cannot_be_carried_is_said_and_the_rest_goes_on() {
     // As a guess it disturbs nobody.
     let carried = porter.carried.load(Ordering::Relaxed);
     assert_eq!(ask(&s, 0, &[0], Some(Guess { layer: 1, ids: &[1], certain: false })).unwrap(), [0]);
-    while porter.carried.load(Ordering::Relaxed) < carried + 2 {
-        std::thread::yield_now();
-    }
+    until(|| porter.carried.load(Ordering::Relaxed) >= carried + 2);
     assert_eq!(ask(&s, 1, &[0], None).unwrap(), [0]);
     assert_eq!(s.carried_bytes(), 4 * ROOM);
 }
@@ -451,17 +455,13 @@ fn a_guess_that_is_being_carried_arrives() {
         scope.spawn(|| gate.wait());
         assert_eq!(ask(&s, 0, &[0], Some(Guess { layer: 1, ids: &[2], certain: false })).unwrap(), [0]);
     });
-    while s.stats().ahead_bytes < ROOM as u64 {
-        std::thread::yield_now();
-    }
+    until(|| s.stats().ahead_bytes >= ROOM as u64);
     // It is wrong, but its bytes are there; what is wanted comes beside it.
     std::thread::scope(|scope| {
         scope.spawn(|| [gate.wait(), gate.wait()]);
         assert_eq!(ask(&s, 1, &[3], None).unwrap(), [3]);
     });
-    while s.carried_bytes() != 3 * ROOM || porter.carried.load(Ordering::Relaxed) < 3 {
-        std::thread::yield_now();
-    }
+    until(|| s.carried_bytes() == 3 * ROOM && porter.carried.load(Ordering::Relaxed) >= 3);
     let before = s.stats();
     assert_eq!(ask(&s, 1, &[2], None).unwrap(), [2]);
     assert_eq!((s.stats().since(&before).foreseen, s.stats().since(&before).read_bytes), (1, 0));
