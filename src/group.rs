@@ -34,8 +34,9 @@ impl Group {
         let (version, parent) = own(&fs::read_to_string("/proc/self/cgroup")?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "there are no control groups here"))?;
         let group = Group { path: parent.join(format!("sphinx-bench-{}", std::process::id())), version };
-        fs::create_dir(&group.path)?;
+        // Before it is there: a signal may come in between.
         crate::interrupt::groups(Some(&group.path));
+        fs::create_dir(&group.path)?;
         if version == 2 {
             fs::write(group.path.join("memory.max"), bytes.to_string())?;
             // A budget is no budget if the rest goes to swap; a kernel without swap has no such file.
@@ -93,13 +94,13 @@ impl Drop for Group {
 
 /// Ends what is in the group at `path`, and removes it: for when the process that made it is being ended itself.
 pub fn end(path: &Path) {
-    for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
-        if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-    }
-    // A process that has been ended leaves its group a moment later.
+    // A process that has been ended leaves its group a moment later, and one that has just been started enters it so.
     for _ in 0..100 {
+        for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
         if fs::remove_dir(path).is_ok() || !path.exists() {
             return;
         }

@@ -21,7 +21,9 @@ pub fn listen() {
         for folder in FOLDERS.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             let _gone = std::fs::remove_dir_all(folder);
         }
-        if let Some(group) = GROUP.lock().unwrap_or_else(|e| e.into_inner()).as_deref() {
+        // Held to the end: who makes a group or has seen its process end waits here, and says nothing of it.
+        let group = GROUP.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(group) = group.as_deref() {
             crate::group::end(group);
         }
         std::process::exit(130);
