@@ -167,7 +167,7 @@ fn whole_precision_on_candle_equals_the_reference_too() {
     for (name, case) in cases() {
         let folder = tempfile::tempdir().expect("a folder");
         let model = convert(&case.join("checkpoint"), folder.path(), name, "F32");
-        let target = sphinx_targets::candle::CandleTarget::cpu().expect("candle");
+        let target = sphinx_targets::candle::CandleTarget::from_env().expect("candle");
         exact(name, &run(target, &model, &case), &case);
     }
 }

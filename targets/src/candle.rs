@@ -23,7 +23,10 @@ mod cuda;
 mod matrix;
 mod vision;
 
-use candle_core::{D, DType, Device, DeviceLocation, Tensor};
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, DeviceLocation, Tensor};
+use candle_nn::ops;
 use sphinx_quant::Tensor as Stored;
 
 use crate::shape::{check_slots, check_weights};
@@ -42,6 +45,8 @@ pub struct CandleTarget {
     device: Device,
     quantized_matmul: bool,
     copies: bool,
+    /// What the last rotation turned by: all layers turn by the same.
+    angles: Arc<Mutex<Option<attention::Angles>>>,
 }
 
 impl CandleTarget {
@@ -68,10 +73,30 @@ impl CandleTarget {
         Ok(CandleTarget::on(Device::new_metal(0)?).with_quantized_matmul(true))
     }
 
+    /// On what the environment's `SPHINX_CANDLE` names (`cpu`, `cuda`, `metal`), on candle's CPU device when it names nothing: so that
+    /// what is tested there is tested on a GPU where there is one.
+    ///
+    /// # Errors
+    /// [`TargetError::Option`] for another name, or one that the crate was not built for; without such a GPU.
+    pub fn from_env() -> Result<CandleTarget> {
+        match std::env::var("SPHINX_CANDLE").unwrap_or_default().as_str() {
+            "" | "cpu" => CandleTarget::cpu(),
+            #[cfg(feature = "cuda")]
+            "cuda" => CandleTarget::cuda(0),
+            #[cfg(feature = "metal")]
+            "metal" => CandleTarget::metal(),
+            other => Err(TargetError::Option {
+                name: "SPHINX_CANDLE",
+                value: other.into(),
+                remedy: "use cpu, or cuda or metal with the feature of that name",
+            }),
+        }
+    }
+
     /// On `device`, which candle was built for.
     pub fn on(device: Device) -> CandleTarget {
         let copies = !device.is_cpu();
-        CandleTarget { device, quantized_matmul: false, copies }
+        CandleTarget { device, quantized_matmul: false, copies, angles: Arc::default() }
     }
 
     /// Whether weights are copied although candle could use them where they are: so that its CPU device goes the way that others go.
@@ -99,8 +124,21 @@ impl CandleTarget {
         let tile = (HIDDEN_BYTES / 4 / hidden.max(1)).max(1);
         for first in (0..count).step_by(tile) {
             let rows = tile.min(count - first);
-            let h = self.zeros(&[rows, hidden], DType::F32, "the hidden map of an MLP")?;
-            mlp.up.project(&x.narrow(0, first, rows)?, &self.device, |col, y| Ok(h.slice_set(&y.contiguous()?, 1, col)?))?;
+            let mut h = None;
+            mlp.up.project(&x.narrow(0, first, rows)?, &self.device, |col, y| {
+                if y.dim(1)? == hidden {
+                    h = Some(y);
+                    return Ok(());
+                }
+                let all = match h.take() {
+                    Some(all) => all,
+                    None => self.zeros(&[rows, hidden], DType::F32, "the hidden map of an MLP")?,
+                };
+                all.slice_set(&y.contiguous()?, 1, col)?;
+                h = Some(all);
+                Ok(())
+            })?;
+            let Some(h) = h else { continue };
             let h = mlp.act.apply(&h)?;
             mlp.down.project(&h, &self.device, |col, y| each(first, col, y))?;
         }
@@ -122,38 +160,58 @@ impl CandleTarget {
 #[derive(Debug)]
 pub struct CandleBuffer {
     /// `[capacity, width]`, contiguous and nobody else's: results are copied into it.
-    tensor: Tensor,
+    room: Tensor,
     rows: usize,
+    /// The current rows `[rows, width]` when they are one result, which need not be copied: what `room` has of them is out of date.
+    result: Option<Tensor>,
 }
 
 impl CandleBuffer {
     fn capacity(&self) -> usize {
-        self.tensor.dims()[0]
+        self.room.dims()[0]
     }
 
     fn width(&self) -> usize {
-        self.tensor.dims()[1]
+        self.room.dims()[1]
     }
 
     /// The current rows.
     fn current(&self) -> Result<Tensor> {
-        Ok(self.tensor.narrow(0, 0, self.rows)?)
+        match &self.result {
+            Some(result) => Ok(result.clone()),
+            None => Ok(self.room.narrow(0, 0, self.rows)?),
+        }
     }
 
     /// Rows and columns; the caller has checked that they exist.
     fn block(&self, row: usize, rows: usize, col: usize, cols: usize) -> Result<Tensor> {
-        Ok(self.tensor.narrow(0, row, rows)?.narrow(1, col, cols)?)
+        Ok(self.current()?.narrow(0, row, rows)?.narrow(1, col, cols)?)
     }
 
-    /// Copies `y` `[rows, cols]` to `row`, `col`.
-    fn put(&self, y: &Tensor, row: usize, col: usize) -> Result<()> {
-        let (rows, _) = y.dims2()?;
-        Ok(self.tensor.narrow(0, row, rows)?.slice_set(&y.contiguous()?, 1, col)?)
+    /// Sets rows `row..` and columns `col..` to `y` `[rows, cols]`, a result that lies in no buffer.
+    fn put(&mut self, y: Tensor, row: usize, col: usize) -> Result<()> {
+        let (rows, cols) = y.dims2()?;
+        if rows == self.rows && cols == self.width() && rows > 0 {
+            self.result = Some(y.contiguous()?);
+            return Ok(());
+        }
+        Ok(self.room()?.narrow(0, row, rows)?.slice_set(&y.contiguous()?, 1, col)?)
+    }
+
+    /// Where all rows are, to be written to.
+    fn room(&mut self) -> Result<&Tensor> {
+        if let Some(result) = self.result.take() {
+            self.room.narrow(0, 0, self.rows)?.slice_set(&result, 0, 0)?;
+        }
+        Ok(&self.room)
     }
 
     fn resize(&mut self, op: &'static str, rows: usize) -> Result<()> {
         require(rows <= self.capacity(), op, || format!("{rows} rows in a buffer for {}", self.capacity()))?;
-        self.rows = rows;
+        if rows != self.rows {
+            self.room()?;
+            self.rows = rows;
+        }
         Ok(())
     }
 
@@ -199,12 +257,6 @@ fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     Ok((x * gate)?)
 }
 
-/// Over the last dimension.
-fn softmax(x: &Tensor) -> Result<Tensor> {
-    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
-    Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
-}
-
 impl Activation {
     /// Columns of the first layer's result per column of the second layer's input.
     fn fan(self) -> usize {
@@ -238,7 +290,7 @@ impl Mlp<CandleTarget> {
 }
 
 /// What `after` makes of columns `col..` of rows `row..` of a result `y`, stored in `out`.
-fn finish(y: Tensor, after: After<'_, CandleVector>, out: &CandleBuffer, row: usize, col: usize) -> Result<()> {
+fn finish(y: Tensor, after: After<'_, CandleVector>, out: &mut CandleBuffer, row: usize, col: usize) -> Result<()> {
     let (rows, cols) = y.dims2()?;
     let y = match after {
         After::Nothing => y,
@@ -247,7 +299,7 @@ fn finish(y: Tensor, after: After<'_, CandleVector>, out: &CandleBuffer, row: us
         After::Add => (out.block(row, rows, col, cols)? + y)?,
         After::ScaleAdd(scale) => (out.block(row, rows, col, cols)? + y.broadcast_mul(&scale.tensor.narrow(0, col, cols)?)?)?,
     };
-    out.put(&y, row, col)
+    out.put(y, row, col)
 }
 
 /// A linear layer fits its input, its output and what follows, and `out` has `x`'s rows.
@@ -325,7 +377,8 @@ impl Target for CandleTarget {
     }
 
     fn buffer(&self, capacity: usize, width: usize) -> Result<CandleBuffer> {
-        Ok(CandleBuffer { tensor: self.zeros(&[capacity, width], DType::F32, "an activation buffer")?, rows: capacity })
+        let room = self.zeros(&[capacity, width], DType::F32, "an activation buffer")?;
+        Ok(CandleBuffer { room, rows: capacity, result: None })
     }
 
     fn rows(&self, buffer: &CandleBuffer) -> usize {
@@ -346,7 +399,7 @@ impl Target for CandleTarget {
         if rows == 0 {
             return Ok(());
         }
-        buffer.put(&Tensor::from_slice(values, (rows, buffer.width()), &self.device)?, first, 0)
+        buffer.put(Tensor::from_slice(values, (rows, buffer.width()), &self.device)?, first, 0)
     }
 
     fn read(&self, buffer: &CandleBuffer, first: usize, values: &mut [f32]) -> Result<()> {
@@ -355,7 +408,7 @@ impl Target for CandleTarget {
         if rows == 0 {
             return Ok(());
         }
-        values.copy_from_slice(&buffer.tensor.narrow(0, first, rows)?.flatten_all()?.to_vec1::<f32>()?);
+        values.copy_from_slice(&buffer.current()?.narrow(0, first, rows)?.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
 
@@ -367,7 +420,8 @@ impl Target for CandleTarget {
         if rows == 0 {
             return Ok(());
         }
-        dst.put(&src.tensor.narrow(0, src_row, rows)?, dst_row, dst_col)
+        let rows = src.current()?.narrow(0, src_row, rows)?;
+        Ok(dst.room()?.narrow(0, dst_row, rows.dim(0)?)?.slice_set(&rows.contiguous()?, 1, dst_col)?)
     }
 
     fn embed(&self, table: &CandleMatrix, ids: &[u32], out: &mut CandleBuffer, first: usize) -> Result<()> {
@@ -377,7 +431,7 @@ impl Target for CandleTarget {
             return Err(refused("embed", format!("id {id} of a table with {} rows", table.outputs())));
         }
         for (i, &id) in ids.iter().enumerate() {
-            out.put(&table.row(id as usize, &self.device)?, first + i, 0)?;
+            out.put(table.row(id as usize, &self.device)?, first + i, 0)?;
         }
         Ok(())
     }
@@ -389,9 +443,7 @@ impl Target for CandleTarget {
         if x.rows == 0 {
             return Ok(());
         }
-        let x = x.current()?;
-        let rms = (x.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?;
-        out.put(&x.broadcast_div(&rms)?.broadcast_mul(&weight.tensor)?, 0, 0)
+        out.put(ops::rms_norm(&x.current()?, &weight.tensor, eps)?, 0, 0)
     }
 
     fn layer_norm(&self, x: &CandleBuffer, weight: &CandleVector, bias: &CandleVector, eps: f32, out: &mut CandleBuffer) -> Result<()> {
@@ -405,7 +457,7 @@ impl Target for CandleTarget {
         let x = x.current()?;
         let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
         let std = (centred.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?;
-        out.put(&centred.broadcast_div(&std)?.broadcast_mul(&weight.tensor)?.broadcast_add(&bias.tensor)?, 0, 0)
+        out.put(centred.broadcast_div(&std)?.broadcast_mul(&weight.tensor)?.broadcast_add(&bias.tensor)?, 0, 0)
     }
 
     fn linear(&self, x: &CandleBuffer, layer: &Linear<Self>, after: After<'_, CandleVector>, out: &mut CandleBuffer) -> Result<()> {
@@ -432,6 +484,12 @@ impl Target for CandleTarget {
         if slots.is_empty() {
             return Ok(());
         }
+        if let &[slot] = slots {
+            let token = x.current()?.narrow(0, slot as usize / used, 1)?;
+            return self.feed_forward(&token, expert, |_, col, part| {
+                Ok(out.room()?.narrow(0, slot as usize, 1)?.slice_set(&part.contiguous()?, 1, col)?)
+            });
+        }
         let tokens: Vec<u32> = slots.iter().map(|s| s / used as u32).collect();
         let tokens = Tensor::from_vec(tokens, slots.len(), &self.device)?;
         let y = self.zeros(&[slots.len(), n], DType::F32, "the results of an expert")?;
@@ -440,7 +498,7 @@ impl Target for CandleTarget {
             Ok(rows.slice_set(&part.contiguous()?, 1, col)?)
         })?;
         let places = Tensor::from_slice(slots, (slots.len(), 1), &self.device)?.broadcast_as((slots.len(), n))?;
-        Ok(out.tensor.scatter_set(&places.contiguous()?, &y, 0)?)
+        Ok(out.room()?.scatter_set(&places.contiguous()?, &y, 0)?)
     }
 
     fn mix_experts(&self, y: &CandleBuffer, weights: &[f32], used: usize, out: &mut CandleBuffer) -> Result<()> {
@@ -456,19 +514,19 @@ impl Target for CandleTarget {
         for j in 1..used {
             sum = (sum + y.narrow(1, j, 1)?)?;
         }
-        out.put(&(out.current()? + sum.squeeze(1)?)?, 0, 0)
+        out.put((out.current()? + sum.squeeze(1)?)?, 0, 0)
     }
 
     fn add_table(&self, x: &mut CandleBuffer, table: &CandleVector) -> Result<()> {
         let tokens = whole_rows("add_table", table.len(), x.width())?;
         let fits = tokens > 0 && x.rows.is_multiple_of(tokens);
         require(fits, "add_table", || format!("a table of {tokens} rows to {}", x.rows))?;
-        let table = table.tensor.reshape((tokens, x.width()))?;
-        for first in (0..x.rows).step_by(tokens) {
-            let sum = (x.tensor.narrow(0, first, tokens)? + &table)?;
-            x.put(&sum, first, 0)?;
+        if x.rows == 0 {
+            return Ok(());
         }
-        Ok(())
+        let table = table.tensor.reshape((tokens, x.width()))?;
+        let sum = x.current()?.reshape((x.rows / tokens, tokens, x.width()))?.broadcast_add(&table)?;
+        x.put(sum.reshape((x.rows, x.width()))?, 0, 0)
     }
 
     fn attend(
@@ -514,7 +572,7 @@ impl Target for CandleTarget {
     }
 
     fn rope_append(&self, qkv: &mut CandleBuffer, rope: &Rope, kv: &mut CandleKv, pos: usize) -> Result<()> {
-        attention::rope_append(qkv, rope, kv, pos)
+        attention::rope_append(self, qkv, rope, kv, pos)
     }
 
     fn attend_cached(&self, qkv: &CandleBuffer, kv: &CandleKv, pos: usize, out: &mut CandleBuffer) -> Result<()> {
@@ -544,12 +602,12 @@ impl CandleCarrier {
 
 impl Carrier<CandleTarget> for CandleCarrier {
     fn matrix_fine(&self, parts: &[Stored]) -> Result<CandleMatrix> {
-        CandleMatrix::new(parts, false, true)?.brought(&self.device, |pieces, cols, ty| {
+        CandleMatrix::new(parts, false, true)?.brought(&self.device, |tiles, cols, ty| {
             #[cfg(feature = "cuda")]
             if let Some(lane) = &self.lane {
-                return lane.bring(pieces, cols, matrix::dtype(ty));
+                return lane.bring(tiles, cols, matrix::dtype(ty));
             }
-            pieces.map(|(bytes, rows)| matrix::blocks(ty, bytes, rows, cols, &self.device)).collect()
+            tiles.iter().map(|tile| tile.blocks(ty, cols, &self.device)).collect()
         })
     }
 

@@ -75,7 +75,15 @@ impl TargetError {
 #[cfg(feature = "candle")]
 impl From<candle_core::Error> for TargetError {
     fn from(e: candle_core::Error) -> Self {
-        TargetError::Device { device: "candle".into(), what: e.to_string() }
+        // Without the backtrace that it carries for developers.
+        fn plain(e: &candle_core::Error) -> String {
+            match e {
+                candle_core::Error::WithBacktrace { inner, .. } => plain(inner),
+                candle_core::Error::Context { inner, context } => format!("{context}: {}", plain(inner)),
+                e => e.to_string(),
+            }
+        }
+        TargetError::Device { device: "candle".into(), what: plain(&e) }
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod support;
 
+use std::sync::OnceLock;
+
 use sphinx_quant::{GgmlType, Tensor};
 use sphinx_targets::candle::CandleTarget;
 use sphinx_targets::cpu::{CpuOptions, CpuTarget, Isa};
@@ -14,8 +16,10 @@ use support::{Numbers, any_matrix, likely_matrix, numbers_of};
 
 const EPSILON: f32 = f32::EPSILON;
 
+/// candle on its CPU device, or on the GPU that `SPHINX_CANDLE` names.
 fn witness() -> CandleTarget {
-    CandleTarget::cpu().unwrap()
+    static TARGET: OnceLock<CandleTarget> = OnceLock::new();
+    TARGET.get_or_init(|| CandleTarget::from_env().unwrap()).clone().with_quantized_matmul(false)
 }
 
 fn cpu(threads: usize, isa: Option<Isa>, f32_activations: bool) -> CpuTarget {
@@ -97,7 +101,10 @@ fn wide_shapes(ty: GgmlType) -> &'static [(usize, usize, usize)] {
 }
 
 fn linear<T: Target>(t: &T, x: &[f32], parts: &[Tensor], bias: Option<&[f32]>) -> Vec<f32> {
-    let weight = t.matrix(parts).unwrap();
+    multiplied(t, x, t.matrix(parts).unwrap(), bias)
+}
+
+fn multiplied<T: Target>(t: &T, x: &[f32], weight: T::Matrix, bias: Option<&[f32]>) -> Vec<f32> {
     let (n, k) = t.matrix_shape(&weight);
     let layer = Linear { weight, bias: bias.map(|b| t.vector_from(b).unwrap()) };
     let x = buffer(t, x, k);
@@ -105,6 +112,28 @@ fn linear<T: Target>(t: &T, x: &[f32], parts: &[Tensor], bias: Option<&[f32]>) -
     let mut out = t.buffer(t.rows(&x) + 1, n).unwrap();
     t.linear(&x, &layer, After::Nothing, &mut out).unwrap();
     contents(t, &out)
+}
+
+/// A row alone goes another way than rows in company, where a GPU has a kernel for it.
+#[test]
+fn fine_matrices_round_no_row() {
+    let mut rng = Numbers::new(11);
+    let t = witness().with_quantized_matmul(true);
+    for ty in GgmlType::ALL {
+        for (rows, k, n) in shapes(ty).iter().chain(wide_shapes(ty)).copied() {
+            let w = [likely_matrix("a", ty, n, k, &mut rng), likely_matrix("b", ty, n.div_ceil(2), k, &mut rng)];
+            let x = activations(&mut rng, rows, k);
+            let widened: Vec<f32> = w.iter().flat_map(numbers_of).collect();
+            let size = magnitudes(&x, &widened, k);
+            let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>() as f32;
+            let wanted: Vec<f32> = x.chunks(k).flat_map(|x| widened.chunks(k).map(move |w| dot(x, w))).collect();
+            let together = multiplied(&t, &x, t.matrix_fine(&w).unwrap(), None);
+            let alone: Vec<f32> = x.chunks(k).flat_map(|row| multiplied(&t, row, t.matrix_fine(&w).unwrap(), None)).collect();
+            for (what, found) in [("together", together), ("alone", alone)] {
+                close(&format!("{ty} {rows}x{k}x{n} {what}"), &found, &wanted, |i| 1e-6 * size[i]);
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! Attention, rotary positions and the decoder's cache.
 
-use candle_core::{DType, Tensor};
+use std::sync::PoisonError;
 
-use super::{CandleBuffer, CandleTarget, require, softmax};
+use candle_core::{DType, Device, Tensor};
+
+use candle_nn::ops::softmax_last_dim;
+use candle_nn::rotary_emb::rope_i;
+
+use super::{CandleBuffer, CandleTarget, require};
 use crate::{AttendShape, Columns, KvShape, KvType, Result, Rope};
 
 /// Scores of a tile of queries take at most about this many bytes.
@@ -116,14 +121,38 @@ pub(super) fn attend(
         for first in (0..q_tokens).step_by(tile) {
             let row = picture * q_tokens + first;
             let q = heads_of(q.buffer, row, tile.min(q_tokens - first), q.first, heads, head_dim)?;
-            let weights = softmax(&(q.matmul(&k.t()?)? * scale)?)?;
-            out.put(&rows_of(&weights.matmul(&v)?)?, row, 0)?;
+            let weights = softmax_last_dim(&(q * scale)?.matmul(&k.t()?)?)?;
+            out.put(rows_of(&weights.matmul(&v)?)?, row, 0)?;
         }
     }
     Ok(())
 }
 
-pub(super) fn rope_append(qkv: &mut CandleBuffer, rope: &Rope, kv: &mut CandleKv, pos: usize) -> Result<()> {
+/// Cosines and sines `[rows, pairs]` of the angles by which rows turn that stand at `pos` and after it.
+#[derive(Debug)]
+pub(super) struct Angles {
+    pos: usize,
+    rows: usize,
+    frequencies: Vec<f32>,
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Angles {
+    fn new(rope: &Rope, pos: usize, rows: usize, device: &Device) -> Result<Angles> {
+        let positions: Vec<f32> = (pos..pos + rows).map(|p| p as f32).collect();
+        let positions = Tensor::from_vec(positions, (rows, 1), device)?;
+        let frequencies = Tensor::from_slice(&rope.frequencies, (1, rope.frequencies.len()), device)?;
+        let angles = positions.broadcast_mul(&frequencies)?;
+        Ok(Angles { pos, rows, frequencies: rope.frequencies.to_vec(), cos: angles.cos()?, sin: angles.sin()? })
+    }
+
+    fn are(&self, rope: &Rope, pos: usize, rows: usize) -> bool {
+        (self.pos, self.rows) == (pos, rows) && self.frequencies == rope.frequencies
+    }
+}
+
+pub(super) fn rope_append(t: &CandleTarget, qkv: &mut CandleBuffer, rope: &Rope, kv: &mut CandleKv, pos: usize) -> Result<()> {
     let KvShape { heads, kv_heads, head_dim, .. } = kv.shape;
     kv.fits("rope_append", qkv, pos)?;
     let pairs = head_dim / 2;
@@ -133,23 +162,18 @@ pub(super) fn rope_append(qkv: &mut CandleBuffer, rope: &Rope, kv: &mut CandleKv
         return Ok(());
     }
 
-    let device = qkv.tensor.device();
-    let positions: Vec<f32> = (pos..pos + rows).map(|p| p as f32).collect();
-    let positions = Tensor::from_vec(positions, (rows, 1), device)?;
-    let frequencies = Tensor::from_slice(&rope.frequencies, (1, pairs), device)?;
-    let angles = positions.broadcast_mul(&frequencies)?.reshape((rows, 1, pairs, 1))?;
-    let (cos, sin) = (angles.cos()?, angles.sin()?);
-
+    let mut angles = t.angles.lock().unwrap_or_else(PoisonError::into_inner);
+    let angles = match &mut *angles {
+        Some(angles) if angles.are(rope, pos, rows) => angles,
+        other => other.insert(Angles::new(rope, pos, rows, t.device())?),
+    };
     let turning = heads + kv_heads;
-    let x = qkv.block(0, rows, 0, turning * head_dim)?.reshape((rows, turning, pairs, 2))?;
-    let (even, odd) = (x.narrow(3, 0, 1)?.contiguous()?, x.narrow(3, 1, 1)?.contiguous()?);
-    let turned_even = (even.broadcast_mul(&cos)? - odd.broadcast_mul(&sin)?)?;
-    let turned_odd = (even.broadcast_mul(&sin)? + odd.broadcast_mul(&cos)?)?;
-    let turned = Tensor::cat(&[turned_even, turned_odd], 3)?.reshape((rows, turning * head_dim))?;
-    qkv.put(&turned, 0, 0)?;
-
-    kv.store(&kv.keys, &heads_of(qkv, 0, rows, heads * head_dim, kv_heads, head_dim)?, pos)?;
-    kv.store(&kv.values, &heads_of(qkv, 0, rows, turning * head_dim, kv_heads, head_dim)?, pos)
+    let values = heads_of(qkv, 0, rows, turning * head_dim, kv_heads, head_dim)?;
+    let turned = heads_of(qkv, 0, rows, 0, turning, head_dim)?.unsqueeze(0)?;
+    let turned = rope_i(&turned, &angles.cos, &angles.sin)?.squeeze(0)?;
+    kv.store(&kv.keys, &turned.narrow(0, heads, kv_heads)?, pos)?;
+    kv.store(&kv.values, &values, pos)?;
+    qkv.put(rows_of(&turned)?, 0, 0)
 }
 
 pub(super) fn attend_cached(qkv: &CandleBuffer, kv: &CandleKv, pos: usize, out: &mut CandleBuffer) -> Result<()> {
@@ -167,17 +191,19 @@ pub(super) fn attend_cached(qkv: &CandleBuffer, kv: &CandleKv, pos: usize, out: 
         let end = pos + first + n;
         let (k, v) = (kv.load(&kv.keys, end)?, kv.load(&kv.values, end)?);
         // The heads of a group are neighbours, so they stack into the rows of one product with their key head.
-        let q = heads_of(qkv, first, n, 0, heads, head_dim)?.reshape((kv_heads, group * n, head_dim))?;
-        let scores = (q.matmul(&k.t()?)? * scale)?.reshape((heads, n, end))?;
-        let weights = softmax(&scores.broadcast_add(&causal(n, end, scores.device())?)?)?;
+        let q = (heads_of(qkv, first, n, 0, heads, head_dim)?.reshape((kv_heads, group * n, head_dim))? * scale)?;
+        let scores = q.matmul(&k.t()?)?.reshape((heads, n, end))?;
+        // A single row sees everything.
+        let scores = if n == 1 { scores } else { scores.broadcast_add(&causal(n, end, scores.device())?)? };
+        let weights = softmax_last_dim(&scores)?;
         let mixed = weights.reshape((kv_heads, group * n, end))?.matmul(&v)?.reshape((heads, n, head_dim))?;
-        out.put(&rows_of(&mixed)?, first, 0)?;
+        out.put(rows_of(&mixed)?, first, 0)?;
     }
     Ok(())
 }
 
 /// `[n, end]`: 0 where the row that stands at `end − n + r` sees the column, −∞ after it.
-fn causal(n: usize, end: usize, device: &candle_core::Device) -> Result<Tensor> {
+fn causal(n: usize, end: usize, device: &Device) -> Result<Tensor> {
     let mask: Vec<f32> = (end - n..end).flat_map(|at| (0..end).map(move |key| if key <= at { 0.0 } else { f32::NEG_INFINITY })).collect();
     Ok(Tensor::from_vec(mask, (n, end), device)?)
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
+use sphinx_quant::tensor::Bytes;
 use sphinx_quant::{GgmlType, Tensor as Stored};
 
 use super::{CandleTarget, refused, require};
@@ -27,13 +28,14 @@ pub struct CandleMatrix {
     mapped: bool,
 }
 
+/// Rows of one format.
 #[derive(Debug)]
 struct Part {
     ty: GgmlType,
     rows: usize,
     cols: usize,
-    /// The file's bytes, unless the device alone has them.
-    stored: Option<Stored>,
+    /// The file's tensors, unless the device alone has their bytes.
+    stored: Vec<Stored>,
     /// Made at the first use, where weights cannot be used from the file.
     held: OnceLock<Held>,
 }
@@ -59,23 +61,29 @@ impl CandleMatrix {
             outputs += part.rows();
         }
         let inputs = first.cols();
-        let part = |t: &Stored| Part { ty: t.ty(), rows: t.rows(), cols: t.cols(), stored: Some(t.clone()), held: OnceLock::new() };
-        let parts = parts.iter().map(part).collect();
+        // Neighbours of one format are multiplied at once.
+        let part = |tensors: &[Stored]| Part {
+            ty: tensors[0].ty(),
+            rows: tensors.iter().map(Stored::rows).sum(),
+            cols: inputs,
+            stored: tensors.to_vec(),
+            held: OnceLock::new(),
+        };
+        let parts = parts.chunk_by(|a, b| a.ty() == b.ty()).map(part).collect();
         Ok(CandleMatrix { parts, outputs, inputs, product: quantized_matmul, mapped: !copies && !quantized_matmul })
     }
 
-    /// With its weights on the device, where `bring` takes bytes and rows of tiles, their columns and format. The file's bytes are
-    /// let go.
+    /// With its weights on the device, where `bring` takes tiles, their columns and format. The file's bytes are let go.
     pub(super) fn brought(
         mut self,
         device: &Device,
-        mut bring: impl FnMut(&mut dyn Iterator<Item = (&[u8], usize)>, usize, GgmlType) -> Result<Vec<QTensor>>,
+        mut bring: impl FnMut(&[Tile<'_>], usize, GgmlType) -> Result<Vec<QTensor>>,
     ) -> Result<CandleMatrix> {
         for part in &mut self.parts {
-            let tiles = bring(&mut part.tiles(device)?, part.cols, part.ty)?;
+            let tiles = bring(&part.tiles(device)?, part.cols, part.ty)?;
             let held = Held::Tiles(tiles.into_iter().map(Arc::new).collect());
             part.held = OnceLock::from(held);
-            part.stored = None;
+            part.stored.clear();
         }
         Ok(self)
     }
@@ -91,10 +99,12 @@ impl CandleMatrix {
     /// Row `row` `[1, inputs]`; the caller has checked that it exists.
     pub(super) fn row(&self, mut row: usize, device: &Device) -> Result<Tensor> {
         for part in &self.parts {
-            if row < part.rows {
-                return dequantized(part.ty, part.stored()?.row(row), 1, self.inputs, device);
+            for stored in part.stored()? {
+                if row < stored.rows() {
+                    return dequantized(part.ty, stored.row(row), 1, self.inputs, device);
+                }
+                row -= stored.rows();
             }
-            row -= part.rows;
         }
         Err(refused("embed", "a row past the table"))
     }
@@ -110,8 +120,8 @@ impl CandleMatrix {
                 Ok(())
             };
             if self.mapped {
-                for (bytes, rows) in part.tiles(device)? {
-                    by_dequantized(dequantized(part.ty, bytes, rows, self.inputs, device)?)?;
+                for tile in part.tiles(device)? {
+                    by_dequantized(tile.blocks(part.ty, self.inputs, device)?.dequantize(device)?)?;
                 }
                 continue;
             }
@@ -134,9 +144,10 @@ impl CandleMatrix {
 }
 
 impl Part {
-    /// The file's bytes.
-    fn stored(&self) -> Result<&Stored> {
-        self.stored.as_ref().ok_or_else(|| refused("matrix", "its weights are on the device alone"))
+    /// The file's tensors.
+    fn stored(&self) -> Result<&[Stored]> {
+        require(!self.stored.is_empty(), "matrix", || "its weights are on the device alone".into())?;
+        Ok(&self.stored)
     }
 
     /// Whether candle's quantised product of one row with these blocks leaves the row as it is, so that it does for weights that must
@@ -150,13 +161,25 @@ impl Part {
         }
     }
 
-    /// Bytes and rows of each tile.
-    fn tiles(&self, device: &Device) -> Result<impl Iterator<Item = (&[u8], usize)>> {
+    /// Its rows in pieces that may be taken apart at once.
+    fn tiles(&self, device: &Device) -> Result<Vec<Tile<'_>>> {
         let stored = self.stored()?;
-        let row_bytes = stored.row_bytes();
         let bytes = if device.is_cpu() { TILE_BYTES } else { GPU_TILE_BYTES };
         let rows = (bytes / 4 / self.cols).max(1);
-        Ok(stored.bytes().chunks(rows * row_bytes).map(move |bytes| (bytes, bytes.len() / row_bytes)))
+        if self.rows <= rows {
+            return Ok(vec![self.whole()?]);
+        }
+        let pieces = stored.iter().flat_map(|tensor| {
+            let row_bytes = tensor.row_bytes();
+            let tile = move |bytes| Tile { pieces: vec![bytes], rows: bytes.len() / row_bytes };
+            tensor.bytes().chunks(rows * row_bytes).map(tile)
+        });
+        Ok(pieces.collect())
+    }
+
+    /// All its rows.
+    fn whole(&self) -> Result<Tile<'_>> {
+        Ok(Tile { pieces: self.stored()?.iter().map(Stored::bytes).collect(), rows: self.rows })
     }
 
     fn held(&self, device: &Device, product: bool) -> Result<&Held> {
@@ -165,12 +188,29 @@ impl Part {
         }
         let (ty, cols) = (self.ty, self.cols);
         let held = if product {
-            Held::Product(QMatMul::from_qtensor(blocks(ty, self.stored()?.bytes(), self.rows, cols, device)?)?)
+            Held::Product(QMatMul::from_qtensor(self.whole()?.blocks(ty, cols, device)?)?)
         } else {
-            let tile = |(bytes, rows)| blocks(ty, bytes, rows, cols, device).map(Arc::new);
-            Held::Tiles(self.tiles(device)?.map(tile).collect::<Result<_>>()?)
+            let tile = |tile: &Tile<'_>| tile.blocks(ty, cols, device).map(Arc::new);
+            Held::Tiles(self.tiles(device)?.iter().map(tile).collect::<Result<_>>()?)
         };
         Ok(self.held.get_or_init(|| held))
+    }
+}
+
+/// Rows that lie in one or more pieces.
+pub(super) struct Tile<'a> {
+    pub(super) pieces: Vec<&'a [u8]>,
+    pub(super) rows: usize,
+}
+
+impl Tile<'_> {
+    /// A copy as candle's blocks.
+    pub(super) fn blocks(&self, ty: GgmlType, cols: usize, device: &Device) -> Result<QTensor> {
+        match self.pieces.as_slice() {
+            [bytes] => blocks(ty, bytes, self.rows, cols, device),
+            // In words, because candle takes bytes for blocks where they are.
+            pieces => blocks(ty, Bytes::owned(&pieces.concat()).as_slice(), self.rows, cols, device),
+        }
     }
 }
 
@@ -214,7 +254,7 @@ pub(super) fn dtype(ty: GgmlType) -> GgmlDType {
 }
 
 /// A copy of `bytes`, whole rows of a stored tensor and hence aligned for its format, as candle's blocks.
-pub(super) fn blocks(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<QTensor> {
+fn blocks(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize, device: &Device) -> Result<QTensor> {
     let storage = QStorage::from_data(Cow::Borrowed(bytes), device, dtype(ty))?;
     Ok(QTensor::new(storage, (rows, cols))?)
 }
@@ -257,7 +297,7 @@ mod tests {
         assert!(held.row(8, &Device::Cpu).is_ok());
         let quantised = CandleMatrix::new(&parts, true, false).unwrap();
         let (pieces, found) = product(&quantised);
-        assert_eq!(pieces, 2);
+        assert_eq!(pieces, 1, "two tensors of one format");
         for (found, wanted) in found.iter().zip(&wanted) {
             assert!((found - wanted).abs() < 0.2, "{found} {wanted}");
         }

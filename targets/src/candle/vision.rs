@@ -36,14 +36,14 @@ pub(super) fn conv_depthwise(
     let taps = kernel.tensor.reshape((side * side, 1, 1, channels))?;
     let bias = bias.tensor.reshape((1, 1, channels))?;
     for picture in 0..batch {
-        let x = x.tensor.narrow(0, picture * rows, rows)?.reshape((height, width, channels))?;
+        let x = x.current()?.narrow(0, picture * rows, rows)?.reshape((height, width, channels))?;
         let x = x.pad_with_zeros(0, reach, reach)?.pad_with_zeros(1, reach, reach)?.contiguous()?;
         let mut y = bias.broadcast_as((height, width, channels))?.contiguous()?;
         for tap in 0..side * side {
             let shifted = x.narrow(0, tap / side, height)?.narrow(1, tap % side, width)?.contiguous()?;
             y = (y + shifted.broadcast_mul(&taps.get(tap)?)?)?;
         }
-        out.put(&y.reshape((rows, channels))?, picture * rows, 0)?;
+        out.put(y.reshape((rows, channels))?, picture * rows, 0)?;
     }
     Ok(())
 }
@@ -58,7 +58,9 @@ pub(super) fn fold_2x2(x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) 
         return Ok(());
     }
     let folded = x.current()?.reshape(vec![batch, height / 2, 2, width / 2, 2, x.width()])?.permute((0, 1, 3, 2, 4, 5))?;
-    out.put(&folded.reshape((x.rows / 4, 4 * x.width()))?, 0, 0)
+    // Where nothing changes places, `folded` is the input itself.
+    let folded = if folded.is_contiguous() { folded.copy()? } else { folded };
+    out.put(folded.reshape((x.rows / 4, 4 * x.width()))?, 0, 0)
 }
 
 pub(super) fn pool_2x2(x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) -> Result<()> {
@@ -71,7 +73,7 @@ pub(super) fn pool_2x2(x: &CandleBuffer, map: MapShape, out: &mut CandleBuffer) 
         return Ok(());
     }
     let pairs = x.current()?.reshape(vec![batch * height / 2, 2, width / 2, 2, x.width()])?;
-    out.put(&pairs.mean(3)?.mean(1)?.reshape((x.rows / 4, x.width()))?, 0, 0)
+    out.put(pairs.mean(3)?.mean(1)?.reshape((x.rows / 4, x.width()))?, 0, 0)
 }
 
 pub(super) fn mean_rows(x: &CandleBuffer, group: usize, out: &mut CandleBuffer) -> Result<()> {
@@ -81,5 +83,5 @@ pub(super) fn mean_rows(x: &CandleBuffer, group: usize, out: &mut CandleBuffer) 
     if x.rows == 0 {
         return Ok(());
     }
-    out.put(&x.current()?.reshape((x.rows / group, group, x.width()))?.mean(1)?, 0, 0)
+    out.put(x.current()?.reshape((x.rows / group, group, x.width()))?.mean(1)?, 0, 0)
 }
