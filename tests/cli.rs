@@ -654,6 +654,21 @@ fn bench_keeps_to_a_budget() {
 }
 
 #[test]
+fn a_picture_that_the_budget_does_not_hold_is_refused_before_it_is_decoded() {
+    let desk = Desk::with_model("Q8_0");
+    // A header of 6000 × 4000 pixels and nothing behind it.
+    let mut bmp = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
+    bmp.extend([6000u32.to_le_bytes(), 4000u32.to_le_bytes()].concat());
+    bmp.extend([1, 0, 24, 0]);
+    bmp.extend([0; 24]);
+    desk.write("large.bmp", &bmp);
+    let ask = ["run", "light.gguf", "--image", "large.bmp", "-p", "x", "--memory"];
+    let text = desk.fails(5, &[&ask[..], &["128M"]].concat());
+    assert!(text.contains("6000 × 4000 takes") && text.contains("scale the picture down"), "{text}");
+    assert!(desk.fails(3, &[&ask[..], &["8G"]].concat()).contains("ends before the picture does"));
+}
+
+#[test]
 fn a_mixture_answers_within_a_budget_and_leaves_a_trace() {
     let desk = Desk::empty();
     let checkpoint = fixture("moe5/checkpoint");

@@ -10,8 +10,8 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{AnimationDecoder, Frame, ImageDecoder, ImageFormat, ImageResult, Limits};
 
-use crate::vision::Picture;
 use crate::vision::preprocess::MAX_ENCODED_BYTES;
+use crate::vision::{Picture, Room};
 use crate::{Result, RuntimeError};
 
 /// Most pictures of a folder, and most frames of an animation.
@@ -103,11 +103,11 @@ impl Film {
     /// `count` frames, evenly spaced: the middle ones of as many equal stretches; all when there are fewer.
     ///
     /// # Errors
-    /// As [`Picture::open`] for a picture of a folder.
-    pub fn pick(&self, count: usize) -> Result<Vec<Picture>> {
+    /// As [`Picture::open_within`] for a picture of a folder; [`RuntimeError::Budget`] when frames have no room.
+    pub fn pick(&self, count: usize, room: &mut Room) -> Result<Vec<Picture>> {
         let wanted = evenly(count, self.frames());
         match &self.kind {
-            Kind::Folder(files) => wanted.iter().map(|&i| Picture::open(&files[i])).collect(),
+            Kind::Folder(files) => wanted.iter().map(|&i| Picture::open_within(&files[i], room)).collect(),
             Kind::Animation { bytes, format, .. } => {
                 let mut pictures = Vec::with_capacity(wanted.len());
                 let mut failed = None;
@@ -115,9 +115,15 @@ impl Film {
                     if wanted.contains(&index) {
                         let buffer = frame.into_buffer();
                         let (w, h) = (buffer.width() as usize, buffer.height() as usize);
-                        let rgb = buffer.pixels().flat_map(|p| [p[0], p[1], p[2]]).collect();
-                        match Picture::from_rgb(w, h, rgb) {
-                            Ok(picture) => pictures.push(picture),
+                        let taken = match room.holds((w * h) as u64) {
+                            true => Picture::from_rgb(w, h, buffer.pixels().flat_map(|p| [p[0], p[1], p[2]]).collect()),
+                            false => Err(room.refusal(&self.path, w, h)),
+                        };
+                        match taken {
+                            Ok(picture) => {
+                                room.keep(&picture);
+                                pictures.push(picture);
+                            }
                             Err(e) => failed = Some(e),
                         }
                     }
@@ -238,10 +244,13 @@ mod tests {
         std::fs::write(&path, gif(9)).unwrap();
         let film = Film::open(&path).unwrap();
         assert_eq!(film.frames(), 9);
-        let three = film.pick(3).unwrap();
+        let three = film.pick(3, &mut { Room::UNLIMITED }).unwrap();
         assert_eq!((three[0].width(), three[0].height()), (6, 4));
         assert_eq!(reds(&three), [20, 80, 140]);
-        assert_eq!(film.pick(20).unwrap().len(), 9);
+        assert_eq!(film.pick(20, &mut { Room::UNLIMITED }).unwrap().len(), 9);
+        let room = Room { decoding: u64::MAX, keeping: 3 * 3 * 6 * 4 };
+        assert_eq!(film.pick(3, &mut { room }).unwrap().len(), 3);
+        assert!(film.pick(4, &mut { room }).unwrap_err().to_string().contains("6 × 4"));
     }
 
     #[test]
@@ -252,8 +261,8 @@ mod tests {
         }
         std::fs::write(folder.path().join("notes.txt"), "no picture").unwrap();
         let film = Film::open(folder.path()).unwrap();
-        assert_eq!(reds(&film.pick(4).unwrap()), [1, 2, 9, 10]);
-        assert_eq!(reds(&film.pick(2).unwrap()), [2, 10]);
+        assert_eq!(reds(&film.pick(4, &mut { Room::UNLIMITED }).unwrap()), [1, 2, 9, 10]);
+        assert_eq!(reds(&film.pick(2, &mut { Room::UNLIMITED }).unwrap()), [2, 10]);
     }
 
     #[test]

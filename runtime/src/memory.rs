@@ -22,10 +22,14 @@ impl Memory {
     /// Bytes that new work may use without pushing anything out, pages of files counted as free: what the system has, or what
     /// the control groups that this process is in leave of it. `None` where the system does not tell.
     pub fn available() -> Option<u64> {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        let system = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)?;
+        let (_, system) = Memory::system()?;
         Some(limit().map_or(system, |limit| system.min(limit)))
+    }
+
+    /// Bytes of the whole machine: all, and what new work may use, whatever this process's control groups allow it.
+    pub fn system() -> Option<(u64, u64)> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        Some((kilobytes(&text, "MemTotal")?, kilobytes(&text, "MemAvailable")?))
     }
 
     /// Resident bytes of what this process has mapped of the file at `path`.
@@ -35,12 +39,15 @@ impl Memory {
     }
 
     fn parse(status: &str) -> Option<Memory> {
-        let bytes = |name: &str| {
-            let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-        };
+        let bytes = |name: &str| kilobytes(status, name);
         Some(Memory { anonymous_bytes: bytes("RssAnon")?, mapped_bytes: bytes("RssFile")?, peak_bytes: bytes("VmHWM")? })
     }
+}
+
+/// Bytes that the line `name: N kB` of a file under `/proc` tells of.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Resident bytes of the mappings of `path` in `smaps`, which is `/proc/self/smaps`: a line per mapping, with the file at its end,

@@ -15,7 +15,7 @@ use crate::experts::{Policy, READERS, Streaming};
 use crate::source::LanguageParams;
 use crate::source::stacks::Stack;
 use crate::vision::params::{ConvNextParams, Encoder, VitParams};
-use crate::vision::{BATCHED_POSITIONS, VisionParams};
+use crate::vision::{BATCHED_POSITIONS, Room, VisionParams};
 use crate::{Memory, Result, RuntimeError};
 
 /// What a plan is asked for.
@@ -106,12 +106,28 @@ pub struct Plan {
     pub ahead: bool,
 }
 
+impl Plan {
+    /// What the plan leaves for decoded pictures: without a budget that somebody gave, whatever they take.
+    pub fn room_for_pictures(&self) -> Room {
+        if !self.budget_given {
+            return Room::UNLIMITED;
+        }
+        let keeping = self.budget_bytes.saturating_sub(self.peak_bytes) + ORDINARY_PICTURE;
+        // Pictures are decoded before there is anything else in buffers.
+        let buffers: u64 = self.parts.iter().filter(|part| part.holding == Holding::Buffers).map(|part| part.bytes).sum();
+        Room { decoding: keeping + buffers, keeping }
+    }
+}
+
 /// Rows of a prompt that are run at once, unless the caller has another wish.
 const CHUNK: usize = 512;
 /// The same for a mixture: a picture of nine sub-images and its question in one piece, so that each expert is read once.
 const MIXTURE_CHUNK: usize = 4096;
 /// And with little memory: a picture of five views and its question.
 const SMALL_MIXTURE_CHUNK: usize = 2048;
+
+/// What a plan has for decoded pictures at least: one of some megapixels.
+const ORDINARY_PICTURE: u64 = 16 << 20;
 
 /// What the program itself takes, threads and tokenizer aside, and what a piece of the vocabulary adds.
 const PROGRAM: u64 = 10 << 20;
@@ -258,7 +274,7 @@ fn picture_bytes(params: &VisionParams, fine: bool) -> u64 {
     // The square as bytes and as numbers, its views, a picture of ordinary size before it is cut up.
     let inputs: u64 = params.encoders.iter().map(|e| if let Encoder::ConvNext(n) = e { n.input } else { 0 } as u64).max().unwrap_or(0);
     let pixels = 12 * views * ((params.vit.input as u64).pow(2) + inputs.pow(2));
-    towers + pixels + (16 << 20)
+    towers + pixels + ORDINARY_PICTURE
 }
 
 /// Bytes of an encoder's file.

@@ -33,7 +33,7 @@ use sphinx_quant::tensor::Bytes;
 use sphinx_targets::Target;
 
 pub use params::VisionParams;
-pub use preprocess::Picture;
+pub use preprocess::{Picture, Room};
 
 use crate::{Result, RuntimeError};
 use bridge::Bridge;
@@ -284,13 +284,13 @@ impl<T: Target> Vision<T> {
         let (p, dim) = (&self.params, self.params.projection_dim);
         let mut timings = VisionTimings::default();
         let Plan { views, origins, keep } = timed(&mut timings.preprocess_s, || self.plan(picture, observe));
-        let tokens = if views.places.is_empty() { Vec::new() } else { self.encode_views(target, views, &mut timings, observe)? };
+        let tokens = if views.places.is_empty() { Ok(Vec::new()) } else { self.encode_views(target, views, &mut timings, observe) };
         if let Some(bytes) = &self.streamed {
-            // What comes next is a prompt, with weights and buffers of its own.
+            // What comes next, also after an error, has weights and buffers of its own.
             bytes.evict(0..bytes.as_slice().len());
             target.free_scratch();
         }
-        let tokens: Vec<Tokens> = tokens.into_iter().map(Tokens::from).collect();
+        let tokens: Vec<Tokens> = tokens?.into_iter().map(Tokens::from).collect();
         for (key, view) in keep {
             self.kept().insert(key, Arc::clone(&tokens[view]));
         }

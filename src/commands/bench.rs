@@ -199,7 +199,8 @@ impl Job for Bench<'_> {
         let options = Options { trace: args.trace.is_some(), text_only: args.image.is_none(), ..model::options(&args.model) };
         let disk_gb_per_s = if args.group.is_some() { disk_speed(&args.model.model) } else { None };
         let model = model::open_with(target, &args.model, &options)?;
-        let picture = args.image.as_deref().map(Picture::open).transpose()?;
+        let mut room = model.plan().room_for_pictures();
+        let picture = args.image.as_deref().map(|file| Picture::open_within(file, &mut room)).transpose()?;
         let stacks = model.language().tensors().iter().filter(|t| t.name().contains("_exps"));
         let head = Head {
             model: describe(&model, picture.is_some())?,
@@ -381,7 +382,7 @@ fn report(args: &BenchArgs, head: Option<Head>, runs: &[Run]) -> Value {
         "model": head.model,
         "machine": {
             "cpu": doctor::cpu_name(), "isa": cpu.as_ref().map(|t| t.isa().name()),
-            "threads": cpu.as_ref().map(|t| t.threads()), "memory_bytes": doctor::memory_info().map(|m| m.0),
+            "threads": cpu.as_ref().map(|t| t.threads()), "memory_bytes": Memory::system().map(|m| m.0),
         },
         "device": args.model.device.name(),
         "target": head.target,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use sphinx_runtime::Memory;
 
 use crate::arguments::DoctorArgs;
 use crate::device::{self, Device};
@@ -23,7 +24,7 @@ const MEMBERS: [(&str, u64, u64); 4] = [
 
 pub fn run(args: DoctorArgs) -> Result<()> {
     let target = device::cpu(None)?;
-    let memory = memory_info();
+    let memory = Memory::system();
     let read = memory_read_speed(target.threads());
     let disk = disk_speed(&args.disk)?;
     let free = free_disk(&args.disk);
@@ -77,16 +78,6 @@ pub fn run(args: DoctorArgs) -> Result<()> {
         say!("           {:<24} {:>10}  {verdict}", member.0, table::bytes(need))?;
     }
     Ok(())
-}
-
-/// Total and available memory, in bytes.
-pub fn memory_info() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| {
-        let line = text.lines().find(|l| l.starts_with(name))?;
-        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-    };
-    Some((field("MemTotal:")?, field("MemAvailable:")?))
 }
 
 /// The processor's name as the system gives it.

@@ -64,7 +64,8 @@ pub fn open_with<T: Target>(target: T, args: &ModelArgs, options: &Options) -> R
 pub fn encode<T: Target>(model: &Sphinx<T>, file: &Path, observe: &mut dyn Observe) -> Result<ImageRows> {
     // The vision half first: a model without one says so before a large picture is decoded.
     model.vision()?;
-    Ok(model.encode(&Picture::open(file)?, observe)?)
+    let picture = Picture::open_within(file, &mut model.plan().room_for_pictures())?;
+    Ok(model.encode(&picture, observe)?)
 }
 
 /// Frames of a film when nobody says how many.
@@ -80,10 +81,11 @@ pub fn look<T: Target>(model: &Sphinx<T>, args: &PictureArgs, text: usize, new: 
     let vision = model.vision()?;
     // What a picture takes at least: one so long that every sub-image that can be empty is.
     let fewest = vision.rows_of(2, 1 << 14).min(vision.rows_of(1 << 14, 2));
+    let mut room = model.plan().room_for_pictures();
     let pictures = match &args.video {
         None => {
             model.check_fit(text, &vec![fewest; args.image.len()], new)?;
-            args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?
+            args.image.iter().map(|file| Picture::open_within(file, &mut room)).collect::<Result<Vec<_>, _>>()?
         }
         Some(path) => {
             let film = Film::open(path)?;
@@ -91,7 +93,7 @@ pub fn look<T: Target>(model: &Sphinx<T>, args: &PictureArgs, text: usize, new: 
             let frames = args.frames.unwrap_or(USUAL_FRAMES.min(fit).max(1)).min(film.frames());
             model.check_fit(text, &vec![fewest; frames], new)?;
             tracing::info!("{frames} of {} frames", film.frames());
-            film.pick(frames)?
+            film.pick(frames, &mut room)?
         }
     };
     let rows: Vec<usize> = pictures.iter().map(|p| vision.rows_of(p.width(), p.height())).collect();

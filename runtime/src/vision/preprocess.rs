@@ -20,6 +20,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat};
+use sphinx_quant::error::printable;
 
 use crate::{Result, RuntimeError};
 
@@ -38,6 +39,46 @@ pub struct Picture {
     rgb: Vec<u8>,
 }
 
+/// Memory that there is for decoded pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes while one is decoded.
+    pub decoding: u64,
+    /// Bytes that they may take together when they are decoded.
+    pub keeping: u64,
+}
+
+impl Room {
+    /// As much as a picture within the caps takes.
+    pub const UNLIMITED: Room = Room { decoding: u64::MAX, keeping: u64::MAX };
+
+    /// Whether a picture of so many pixels can be decoded and kept.
+    pub(crate) fn holds(&self, pixels: u64) -> bool {
+        DECODING_BYTES * pixels <= self.decoding && KEPT_BYTES * pixels <= self.keeping
+    }
+
+    /// A picture is kept.
+    pub(crate) fn keep(&mut self, picture: &Picture) {
+        self.keeping = self.keeping.saturating_sub(picture.rgb.len() as u64);
+    }
+
+    /// The error for a picture of `file` that it does not hold.
+    pub(crate) fn refusal(&self, file: &Path, width: usize, height: usize) -> RuntimeError {
+        let pixels = (width * height) as u64;
+        let (need, left) = match DECODING_BYTES * pixels > self.decoding {
+            true => (DECODING_BYTES * pixels, self.decoding),
+            false => (KEPT_BYTES * pixels, self.keeping),
+        };
+        let (file, need, left) = (printable(&file.display().to_string()), need.div_ceil(1 << 20), left >> 20);
+        let what = format!("{file}: a picture of {width} × {height} takes {need} MiB, the model leaves {left} MiB of the budget");
+        RuntimeError::Budget(format!("{what} — scale the picture down first, or give more with --memory"))
+    }
+}
+
+/// Bytes per pixel while a picture is decoded, and afterwards.
+const DECODING_BYTES: u64 = 8;
+const KEPT_BYTES: u64 = 3;
+
 impl Picture {
     /// Reads and decodes a file.
     ///
@@ -45,6 +86,14 @@ impl Picture {
     /// [`RuntimeError::Io`] when it cannot be read; [`RuntimeError::Picture`] when it is no picture of a format read
     /// here (PNG, JPEG, WebP, GIF, BMP, told by content), damaged, cut short, or beyond the caps.
     pub fn open(path: &Path) -> Result<Picture> {
+        Picture::open_within(path, &mut { Room::UNLIMITED })
+    }
+
+    /// As [`open`](Picture::open), in `room`, which gets smaller by the picture.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Budget`] too, when the picture has no room; it is not decoded then.
+    pub fn open_within(path: &Path, room: &mut Room) -> Result<Picture> {
         let io = |source| RuntimeError::Io { file: path.to_owned(), source };
         // Asked before opening: opening a fifo would wait for its writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
@@ -53,7 +102,9 @@ impl Picture {
         let file = File::open(path).map_err(io)?;
         let mut bytes = Vec::new();
         file.take(MAX_ENCODED_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        decode(&bytes, path)
+        let picture = decode(&bytes, path, *room)?;
+        room.keep(&picture);
+        Ok(picture)
     }
 
     /// Decodes the bytes of a file; `name` stands for it in errors.
@@ -61,7 +112,7 @@ impl Picture {
     /// # Errors
     /// As [`Picture::open`].
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Picture> {
-        decode(bytes, Path::new(name))
+        decode(bytes, Path::new(name), Room::UNLIMITED)
     }
 
     /// A picture from its pixels, `rgb` being `[height, width, 3]`.
@@ -107,6 +158,8 @@ enum Fault {
     Unsupported(String),
     /// Beyond the caps.
     TooLarge,
+    /// Within them, and more than there is memory for.
+    NoRoom,
 }
 
 impl Fault {
@@ -117,14 +170,19 @@ impl Fault {
 }
 
 /// What a decoder fills: the size first, the pixels later.
-#[derive(Default)]
 struct Canvas {
+    room: Room,
     width: usize,
     height: usize,
     rgb: Vec<u8>,
 }
 
 impl Canvas {
+    /// One that may grow so far.
+    fn within(room: Room) -> Canvas {
+        Canvas { room, width: 0, height: 0, rgb: Vec::new() }
+    }
+
     /// Notes the size and holds it against the caps; nothing is allocated.
     fn declare(&mut self, width: u32, height: u32) -> Result<(), Fault> {
         self.width = width as usize;
@@ -132,8 +190,12 @@ impl Canvas {
         if width == 0 || height == 0 {
             return Err(Fault::damaged("a side of no pixels"));
         }
-        if width > MAX_SIDE || height > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
+        let pixels = u64::from(width) * u64::from(height);
+        if width > MAX_SIDE || height > MAX_SIDE || pixels > MAX_PIXELS {
             return Err(Fault::TooLarge);
+        }
+        if !self.room.holds(pixels) {
+            return Err(Fault::NoRoom);
         }
         Ok(())
     }
@@ -265,9 +327,9 @@ fn foreign(bytes: &[u8]) -> &'static str {
 }
 
 /// Decodes `bytes`, or says of `file` what is wrong with it.
-fn decode(bytes: &[u8], file: &Path) -> Result<Picture> {
+fn decode(bytes: &[u8], file: &Path, room: Room) -> Result<Picture> {
     let (format, decoder) = sniff(bytes);
-    let mut canvas = Canvas::default();
+    let mut canvas = Canvas::within(room);
     let outcome = match decoder {
         _ if bytes.len() as u64 > MAX_ENCODED_BYTES => Err(Fault::TooLarge),
         None => Err(Fault::Unsupported("not a format read here".into())),
@@ -288,6 +350,7 @@ fn describe(fault: Fault, format: &str, canvas: &Canvas, file: &Path) -> Runtime
         Fault::Damaged(what) => (what, "the file is damaged; save the picture again"),
         Fault::Unsupported(what) => (what, "convert the picture to PNG, JPEG, WebP, GIF or BMP"),
         Fault::TooLarge => ("beyond the cap".to_owned(), "scale the picture down first"),
+        Fault::NoRoom => return canvas.room.refusal(file, canvas.width, canvas.height),
     };
     let cap = format!("cap {} MP, {MAX_SIDE} a side, {} MiB", MAX_PIXELS / 1_000_000, MAX_ENCODED_BYTES >> 20);
     RuntimeError::Picture { file: PathBuf::from(file), what: format!("format {format}; pixels {pixels}; {cap}: {problem}"), remedy }
@@ -339,6 +402,23 @@ mod tests {
         let text = message(&bmp);
         assert!(text.contains("format BMP; pixels 20001 × 1; cap 100 MP, 20000 a side, 64 MiB: beyond the cap"), "{text}");
         assert!(message(&vec![0; (MAX_ENCODED_BYTES + 1) as usize]).contains("beyond the cap"));
+    }
+
+    #[test]
+    fn pictures_keep_to_the_room_there_is() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let png = image::RgbImage::new(300, 200);
+        png.write_to(file.as_file_mut(), ImageFormat::Png).unwrap();
+        let mut room = Room { decoding: 480_000, keeping: 400_000 };
+        assert_eq!(Picture::open_within(file.path(), &mut room).unwrap().width(), 300);
+        assert_eq!(room.keeping, 220_000);
+        Picture::open_within(file.path(), &mut room).unwrap();
+        for mut small in [room, Room { decoding: 479_999, keeping: 400_000 }] {
+            let error = Picture::open_within(file.path(), &mut small).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), sphinx_quant::ErrorKind::Budget);
+            assert!(text.contains("300 × 200 takes 1 MiB") && text.contains("--memory"), "{text}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::Cursor;
 
 use image::codecs::webp::WebPDecoder;
 
-use super::{Canvas, Fault, read, u16_le, u32_le};
+use super::{Canvas, Fault, Room, read, u16_le, u32_le};
 
 /// A frame inside the canvas.
 struct Frame<'a> {
@@ -56,7 +56,7 @@ pub(super) fn decode(bytes: &[u8], canvas: &mut Canvas) -> Result<(), Fault> {
     }
     file.resize(file.len().next_multiple_of(2), 0);
 
-    let mut frame_canvas = Canvas::default();
+    let mut frame_canvas = Canvas::within(Room::UNLIMITED);
     let (samples, colour) = read(WebPDecoder::new(Cursor::new(file))?, &mut frame_canvas)?;
     if (frame_canvas.width, frame_canvas.height) != (w as usize, h as usize) {
         return Err(Fault::Unsupported(format!("a frame of {w} × {h}")));
