@@ -112,6 +112,21 @@ macro_rules! take_dots {
     };
 }
 
+/// What unpacks rows into panels, likewise.
+#[cfg(target_arch = "aarch64")]
+macro_rules! take_packs {
+    ($table:ident, $from:ident: $($pack:ident = $name:ident,)*) => {
+        $($table.$pack = $from::$name;)*
+    };
+    ($table:ident, $from:ident) => {
+        take_packs!(
+            $table, $from:
+            pack_q4_0 = q4_0, pack_q4_1 = q4_1, pack_q5_0 = q5_0, pack_q5_1 = q5_1, pack_q8_0 = q8_0,
+            pack_q2_k = q2_k, pack_q3_k = q3_k, pack_q4_k = q4_k, pack_q5_k = q5_k, pack_q6_k = q6_k,
+        )
+    };
+}
+
 impl Kernels {
     /// The table for `isa`, or for the best below it that this processor has.
     pub fn for_isa(isa: Isa) -> Kernels {
@@ -143,7 +158,7 @@ impl Kernels {
                 table.take_dotprod();
             }
             if isa >= Isa::I8mm {
-                table.gemm_multiply = super::arm::gemm::i8mm::multiply;
+                table.take_i8mm();
             }
         }
         table
@@ -270,16 +285,7 @@ impl Kernels {
         self.dot_f16 = floats::f16;
         self.dot_bf16 = floats::bf16;
         take_dots!(self, dot);
-        self.pack_q4_0 = pack::q4_0;
-        self.pack_q4_1 = pack::q4_1;
-        self.pack_q5_0 = pack::q5_0;
-        self.pack_q5_1 = pack::q5_1;
-        self.pack_q8_0 = pack::q8_0;
-        self.pack_q2_k = pack::q2_k;
-        self.pack_q3_k = pack::q3_k;
-        self.pack_q4_k = pack::q4_k;
-        self.pack_q5_k = pack::q5_k;
-        self.pack_q6_k = pack::q6_k;
+        take_packs!(self, pack);
         self.gemm_multiply = gemm::neon::multiply;
         self.gemm_multiply_float = gemm::multiply_float;
         self.quantize_q8 = quantize::q8;
@@ -305,6 +311,14 @@ impl Kernels {
         use super::arm::{dot::dotprod as dot, gemm};
         take_dots!(self, dot);
         self.gemm_multiply = gemm::dotprod::multiply;
+    }
+
+    /// Panels are in another order, which the same table's product knows.
+    #[cfg(target_arch = "aarch64")]
+    fn take_i8mm(&mut self) {
+        use super::arm::{gemm, pack::eights as pack};
+        take_packs!(self, pack);
+        self.gemm_multiply = gemm::i8mm::multiply;
     }
 
     fn portable() -> Kernels {

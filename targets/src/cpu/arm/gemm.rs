@@ -18,8 +18,11 @@ trait Multiply {
     const ROWS_OF_TWO: usize;
     /// Vectors of four weight rows that go together.
     const VECTORS: usize;
+    /// Columns of a row that are together in a panel.
+    const COLUMNS: usize = 4;
 
-    /// The sums of the products of `STEPS` groups of four columns, for activations in one or two terms.
+    /// The sums of the products of `STEPS` groups of four columns, for activations in one or two terms, in an order of its own:
+    /// [`four`](Multiply::four) has what goes with them in that order, [`settle`](Multiply::settle) puts them in rows.
     ///
     /// # Safety
     /// The processor has the instructions; `x` points to the codes of the first row's group, the other rows are `row` bytes apart
@@ -31,6 +34,43 @@ trait Multiply {
         codes: *const u8,
         start: [i32; MR],
     ) -> [[int32x4_t; NV]; MR];
+
+    /// What belongs to four weight rows, for vectors of even and of odd number.
+    ///
+    /// # Safety
+    /// NEON.
+    #[inline(always)]
+    unsafe fn four<const MR: usize>(w: float32x4_t) -> [float32x4_t; 2] {
+        [w; 2]
+    }
+
+    /// `sum + block · d`, where `d` belongs to the rows.
+    ///
+    /// # Safety
+    /// NEON.
+    #[inline(always)]
+    unsafe fn add<const MR: usize, const NV: usize>(
+        sums: &mut [[float32x4_t; NV]; MR],
+        blocks: &[[float32x4_t; NV]; MR],
+        d: impl Fn(usize) -> f32,
+    ) {
+        for r in 0..MR {
+            let d = d(r);
+            for v in 0..NV {
+                // SAFETY: NEON.
+                sums[r][v] = unsafe { vfmaq_n_f32(sums[r][v], blocks[r][v], d) };
+            }
+        }
+    }
+
+    /// Sums in the order of rows.
+    ///
+    /// # Safety
+    /// NEON.
+    #[inline(always)]
+    unsafe fn settle<const MR: usize, const NV: usize>(sums: [[float32x4_t; NV]; MR]) -> [[float32x4_t; NV]; MR] {
+        sums
+    }
 }
 
 /// Four weight rows of a step.
@@ -149,12 +189,16 @@ impl Multiply for DotProd {
 }
 
 /// With products of 2×8 matrices: two activation rows with two weight rows. A single row is taken twice.
+///
+/// Vectors `2·p` and `2·p + 1` of sums have those of rows `2·p` and `2·p + 1`, both: with the first two of four weight rows, and with
+/// the second two. Only a single row's are put in order at once.
 struct I8mm;
 
 impl Multiply for I8mm {
     const ROWS: usize = 8;
     const ROWS_OF_TWO: usize = 4;
     const VECTORS: usize = 2;
+    const COLUMNS: usize = 8;
 
     #[inline(always)]
     unsafe fn sums<const MR: usize, const NV: usize, const STEPS: usize, const SIGNED: bool, const FINE: bool>(
@@ -192,9 +236,7 @@ impl Multiply for I8mm {
                     for eight in 0..2 {
                         let codes = codes.add(256 * sixteen + 128 * eight);
                         for v in 0..NV {
-                            let w = |step: usize| vreinterpretq_s32_s8(codes_at::<SIGNED>(codes.add(64 * step + 16 * v)));
-                            let (a, b) = (w(0), w(1));
-                            let w = [vreinterpretq_s8_s32(vzip1q_s32(a, b)), vreinterpretq_s8_s32(vzip2q_s32(a, b))];
+                            let w = [0, 1].map(|two| codes_at::<SIGNED>(codes.add(32 * v + 16 * two)));
                             for pair in 0..pairs {
                                 for (sum, w) in sums[pair][v].iter_mut().zip(w) {
                                     *sum = smmla(*sum, x_of[pair][eight], w);
@@ -204,15 +246,59 @@ impl Multiply for I8mm {
                     }
                 }
             }
-            let mut out = [[zero; NV]; MR];
-            for r in 0..MR {
-                for v in 0..NV {
-                    let [a, b] = sums[r / 2][v].map(|sum| vreinterpretq_s64_s32(sum));
-                    out[r][v] = vreinterpretq_s32_s64(if r % 2 == 0 { vzip1q_s64(a, b) } else { vzip2q_s64(a, b) });
+            std::array::from_fn(|r| {
+                std::array::from_fn(|v| match MR {
+                    1 => vcombine_s32(vget_low_s32(sums[0][v][0]), vget_low_s32(sums[0][v][1])),
+                    _ => sums[r / 2][v][r % 2],
+                })
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four<const MR: usize>(w: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: NEON.
+        unsafe {
+            let pairs = vreinterpretq_f64_f32(w);
+            match MR {
+                1 => [w; 2],
+                _ => [vzip1q_f64(pairs, pairs), vzip2q_f64(pairs, pairs)].map(|w| vreinterpretq_f32_f64(w)),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<const MR: usize, const NV: usize>(
+        sums: &mut [[float32x4_t; NV]; MR],
+        blocks: &[[float32x4_t; NV]; MR],
+        d: impl Fn(usize) -> f32,
+    ) {
+        for pair in 0..MR.div_ceil(2) {
+            // SAFETY: NEON.
+            unsafe {
+                let d = vcombine_f32(vdup_n_f32(d(2 * pair)), vdup_n_f32(d((2 * pair + 1).min(MR - 1))));
+                for r in 2 * pair..MR.min(2 * pair + 2) {
+                    for v in 0..NV {
+                        sums[r][v] = vfmaq_f32(sums[r][v], blocks[r][v], d);
+                    }
                 }
             }
-            out
         }
+    }
+
+    #[inline(always)]
+    unsafe fn settle<const MR: usize, const NV: usize>(sums: [[float32x4_t; NV]; MR]) -> [[float32x4_t; NV]; MR] {
+        if MR == 1 {
+            return sums;
+        }
+        let row = |r: usize, v: usize| {
+            // SAFETY: NEON.
+            unsafe {
+                let [a, b] = [sums[r & !1][v], sums[r | 1][v]].map(|sum| vreinterpretq_f64_f32(sum));
+                vreinterpretq_f32_f64(if r % 2 == 0 { vzip1q_f64(a, b) } else { vzip2q_f64(a, b) })
+            }
+        };
+        std::array::from_fn(|r| std::array::from_fn(|v| row(r, v)))
     }
 }
 
@@ -286,7 +372,8 @@ unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, co
     t: Tile,
     first: usize,
 ) {
-    const { assert!(MR <= M::ROWS && NV == M::VECTORS) };
+    // Rows in pairs, where sums are.
+    const { assert!(MR <= M::ROWS && NV == M::VECTORS && (M::COLUMNS == 4 || MR == 1 || MR % 2 == 0)) };
     let (n, terms) = (t.blocks, if FINE { 2 } else { 1 });
     let (row, lane_of) = (n * terms * 32, 4 * first);
     // SAFETY: every offset below stays inside the rows and panels that the caller promises.
@@ -300,7 +387,7 @@ unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, co
             for _ in lane(l, n, LANES) {
                 let mut blocks = [[zero; NV]; MR];
                 for g in 0..G {
-                    let (x, codes) = (at.qs.add(16 * g), at.codes.add(g * PANEL_BLOCK / 2 + 16 * first));
+                    let (x, codes) = (at.qs.add(16 * g), at.codes.add(g * PANEL_BLOCK / 2 + 4 * M::COLUMNS * first));
                     // What an offset takes off; of weights with minima this is another number.
                     let offset = |r: usize| if SIGNED || MIN { 0 } else { *at.aux.add(r * n * G + g) };
                     let dots = match G {
@@ -308,21 +395,17 @@ unsafe fn tile<M: Multiply, const MR: usize, const NV: usize, const G: usize, co
                         _ => M::sums::<MR, NV, 4, SIGNED, FINE>(x, row, codes, std::array::from_fn(offset)),
                     };
                     for v in 0..NV {
-                        let s = vld1q_f32(at.s.add(g * PANEL + lane_of + 4 * v));
+                        let s = M::four::<MR>(vld1q_f32(at.s.add(g * PANEL + lane_of + 4 * v)));
                         for r in 0..MR {
                             let dot = vcvtq_f32_s32(dots[r][v]);
-                            blocks[r][v] = if g == 0 { vmulq_f32(dot, s) } else { vfmaq_f32(blocks[r][v], dot, s) };
+                            blocks[r][v] = if g == 0 { vmulq_f32(dot, s[r % 2]) } else { vfmaq_f32(blocks[r][v], dot, s[r % 2]) };
                         }
                     }
                 }
-                for r in 0..MR {
-                    let d = *at.d.add(r * n);
-                    for v in 0..NV {
-                        sums[r][v] = vfmaq_n_f32(sums[r][v], blocks[r][v], d);
-                    }
-                }
+                M::add(&mut sums, &blocks, |r| *at.d.add(r * n));
                 at = at.next(terms, G);
             }
+            let mut sums = M::settle(sums);
             // In a loop of their own, where they do not crowd out the sums of the products.
             if MIN {
                 let mut minima = [[zero; NV]; MR];

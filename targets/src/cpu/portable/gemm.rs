@@ -60,7 +60,8 @@ impl Kind {
 /// Unpacked weight rows.
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
-    /// Codes: per panel and block `[8, 16, 4]`, columns in groups of 4.
+    /// Codes: per panel and block `[8, 16, 4]`, columns in groups of 4; or `[4, 16, 8]`, where the kernels that pack and multiply are
+    /// made for groups of 8.
     pub codes: &'a [u8],
     /// Scales: per panel, block and group `[16]`.
     pub s: &'a [f32],
