@@ -142,7 +142,8 @@ pub struct ModelArgs {
     /// cannot work is refused. Default: what the machine has free. `bench` takes several, separated by commas.
     #[arg(long, value_name = "SIZE", value_parser = size, value_delimiter = ',')]
     pub memory: Vec<u64>,
-    /// Bytes of a mixture's experts to keep in memory; default: what the budget leaves.
+    /// Bytes of a mixture's experts to keep in memory, or on the device that weights are copied to; default: what the budget, or the
+    /// device, leaves.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub expert_cache: Option<u64>,
     /// Which expert gives way when another needs its memory.
