@@ -351,14 +351,8 @@ impl Target for CandleTarget {
         CandleMatrix::new(parts, self.quantized_matmul, self.copies)
     }
 
-    /// Candle's own quantised products round activations to 8 bits, so these matrices go without, but for single rows on GPUs: there
-    /// it has products that leave the row as it is. On NVIDIA's it has both, and one switch for the whole program, which is set here.
     fn matrix_fine(&self, parts: &[Stored]) -> Result<CandleMatrix> {
-        #[cfg(feature = "cuda")]
-        if self.device.is_cuda() {
-            candle_core::quantized::cuda::set_force_dmmv(true);
-        }
-        CandleMatrix::new(parts, false, self.copies)
+        CandleMatrix::fine(parts, &self.device, self.copies)
     }
 
     fn matrix_shape(&self, matrix: &CandleMatrix) -> (usize, usize) {
@@ -602,7 +596,7 @@ impl CandleCarrier {
 
 impl Carrier<CandleTarget> for CandleCarrier {
     fn matrix_fine(&self, parts: &[Stored]) -> Result<CandleMatrix> {
-        CandleMatrix::new(parts, false, true)?.brought(&self.device, |tiles, cols, ty| {
+        CandleMatrix::fine(parts, &self.device, true)?.brought(&self.device, |tiles, cols, ty| {
             #[cfg(feature = "cuda")]
             if let Some(lane) = &self.lane {
                 return lane.bring(tiles, cols, matrix::dtype(ty));

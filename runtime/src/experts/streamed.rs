@@ -108,18 +108,11 @@ impl Plan {
         &self,
         parts: &[Arc<Bytes>],
         matrix: impl Fn(&[Tensor]) -> Result<T::Matrix, TargetError>,
-    ) -> Result<Mlp<T>, Unmade> {
-        let tensor = |i: usize| self.tensor(i, parts).ok_or_else(|| Unmade::Misplaced(Arc::clone(&self.matrices[i].name)));
-        let linear = |parts: &[Tensor]| matrix(parts).map(|weight| Linear { weight, bias: None }).map_err(Unmade::Target);
+    ) -> Result<Mlp<T>, Failure> {
+        let tensor = |i: usize| self.tensor(i, parts).ok_or_else(|| Failure::Misplaced(Arc::clone(&self.matrices[i].name)));
+        let linear = |parts: &[Tensor]| matrix(parts).map(|weight| Linear { weight, bias: None }).map_err(Failure::Device);
         Ok(Mlp { up: linear(&[tensor(0)?, tensor(1)?])?, act: Activation::SiluGate, down: linear(&[tensor(2)?])? })
     }
-}
-
-/// Why no expert is made of bytes that are there.
-enum Unmade {
-    /// Those of this tensor do not lie as its type asks for.
-    Misplaced(Arc<str>),
-    Target(TargetError),
 }
 
 /// Makes experts on a device of the bytes that are read for them.
@@ -130,10 +123,7 @@ struct ToDevice<T: Target> {
 
 impl<T: Target> Carry<Mlp<T>> for ToDevice<T> {
     fn carry(&self, unit: usize, parts: &[Arc<Bytes>]) -> Result<Mlp<T>, Failure> {
-        self.plans[unit].expert(parts, |tensors| self.carrier.matrix_fine(tensors)).map_err(|unmade| match unmade {
-            Unmade::Misplaced(name) => Failure::Misplaced(name),
-            Unmade::Target(e) => Failure::Device(e),
-        })
+        self.plans[unit].expert(parts, |tensors| self.carrier.matrix_fine(tensors))
     }
 
     fn pin(&self, memory: &mut [u8]) -> Option<Pin> {
@@ -275,9 +265,10 @@ impl<T: Target> Client<Mlp<T>> for Visitor<'_, T> {
 
 impl<T: Target> Streamed<T> {
     fn make(&self, t: &T, unit: usize, parts: &[Arc<Bytes>]) -> Result<Mlp<T>> {
-        self.plans[unit].expert(parts, |tensors| t.matrix_fine(tensors)).map_err(|unmade| match unmade {
-            Unmade::Misplaced(name) => self.failed(unit / self.experts, (unit % self.experts) as u32, Failure::Misplaced(name)),
-            Unmade::Target(e) => e.into(),
+        self.plans[unit].expert(parts, |tensors| t.matrix_fine(tensors)).map_err(|failure| match failure {
+            // Nothing is copied here.
+            Failure::Device(e) => e.into(),
+            failure => self.failed(unit / self.experts, (unit % self.experts) as u32, failure),
         })
     }
 

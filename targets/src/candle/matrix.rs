@@ -73,6 +73,17 @@ impl CandleMatrix {
         Ok(CandleMatrix { parts, outputs, inputs, product: quantized_matmul, mapped: !copies && !quantized_matmul })
     }
 
+    /// Without quantised products, which round activations to 8 bits; but for single rows on GPUs: there candle has products that leave
+    /// the row as it is. On NVIDIA's it has both, and one switch for the whole program, which is set here.
+    pub(super) fn fine(parts: &[Stored], device: &Device, copies: bool) -> Result<CandleMatrix> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            candle_core::quantized::cuda::set_force_dmmv(true);
+        }
+        let _ = device;
+        CandleMatrix::new(parts, false, copies)
+    }
+
     /// With its weights on the device, where `bring` takes tiles, their columns and format. The file's bytes are let go.
     pub(super) fn brought(
         mut self,
@@ -155,7 +166,7 @@ impl Part {
     fn takes_a_row(&self, device: &Device) -> bool {
         match device {
             Device::Cpu => false,
-            // As long as `CandleTarget::matrix_fine` has told candle so; its kernels go by 64 columns.
+            // As `fine` has told candle; its kernels go by 64 columns.
             Device::Cuda(_) => !self.ty.is_float() && self.cols.is_multiple_of(64),
             Device::Metal(_) => !self.ty.is_float(),
         }

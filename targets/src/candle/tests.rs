@@ -54,6 +54,20 @@ fn attention(q: &[f32], k: &[&[f32]], v: &[&[f32]]) -> Vec<f64> {
     (0..q.len()).map(|c| e.iter().zip(v).map(|(e, v)| e / sum * f64::from(v[c])).sum()).collect()
 }
 
+/// A result that is kept as it is must not be the input's memory, which is written to again.
+#[test]
+fn what_changes_no_places_is_a_copy_all_the_same() {
+    let t = CandleTarget::cpu().unwrap();
+    let (mut x, mut out) = (buffer(&t, &numbers(1, 12), 3), t.buffer(1, 12).unwrap());
+    // As after a piece was written, so that it lies in the buffer's own memory.
+    t.write(&numbers(2, 3), &mut x, 0).unwrap();
+    let before = contents(&t, &x);
+    t.fold_2x2(&x, MapShape { batch: 1, height: 2, width: 2 }, &mut out).unwrap();
+    t.write(&[9.0; 3], &mut x, 1).unwrap();
+    assert_eq!(contents(&t, &out), before);
+    assert_ne!(contents(&t, &x), before);
+}
+
 #[test]
 fn buffers_keep_their_rows_and_refuse_others() {
     let t = CandleTarget::cpu().unwrap();
